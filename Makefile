@@ -1,0 +1,63 @@
+# make run    serves the metrics of this machine on :10042, as root
+# make test   runs the tests, as root: they load real programs and make real traffic
+# Both install what they need: Debian packages by apt-get, Python packages into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OBJECT := exporter/sockledger/kernel/sockledger.bpf.o
+
+RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make python3 python3-venv
+TEST_PACKAGES := clang-format nftables iproute2 ethtool iputils-ping bpftool prometheus
+KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static udev file
+
+.PHONY: run test test-full test-kernels bench lint format build wheel clean packages-run packages-test packages-kernels
+
+run: build
+	$(BIN)/sockledger run --no-pin $(ARGS)
+
+test: packages-test lint
+	$(BIN)/pytest $(ARGS)
+
+test-full: packages-test build
+	SOCKLEDGER_TEST_FULL=1 $(BIN)/pytest $(ARGS)
+
+# The kernel tests again under Debian's 6.1 and 6.12, in virtual machines, with a twentieth of the traffic.
+test-kernels: packages-kernels packages-test build
+	tests/kernels/run
+
+bench: packages-test build
+	$(BIN)/python -m tests.bench $(ARGS)
+
+lint: packages-test build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find bpf tests -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
+
+format: packages-test build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find bpf tests -name '*.[ch]' -print0 | xargs -0 clang-format -i
+
+# Installs the package in place, with its development tools; the build step compiles the BPF object.
+build: $(VENV)/installed $(OBJECT)
+
+$(OBJECT): $(wildcard bpf/*.h bpf/*.c bpf/Makefile) | packages-run
+	$(MAKE) --no-print-directory -C bpf OBJECT=$(CURDIR)/$@
+
+$(VENV)/installed: pyproject.toml bpf/hatch_build.py | packages-run
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable . --group dev
+	touch $@
+
+wheel: build
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+packages-run: ; @./install-packages $(RUN_PACKAGES)
+packages-test: ; @./install-packages $(TEST_PACKAGES)
+packages-kernels: ; @./install-packages $(KERNELS_PACKAGES)
+
+clean:
+	rm -rf $(VENV) build dist $(OBJECT)

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * BRANCH(NAME) marks a branch of the exact scheme. It is nothing in the real object; the tests build one
+ * with -DBRANCH_COUNTERS, to show that their traffic has been everywhere.
+ */
+#ifndef SOCKLEDGER_BRANCH_H
+#define SOCKLEDGER_BRANCH_H
+
+#ifdef BRANCH_COUNTERS
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+enum branch {
+	BRANCH_FAST,
+	BRANCH_SECOND_LOOK,
+	BRANCH_PENDING_FULL,
+	BRANCH_LATE,
+	BRANCH_WRITE_THROUGH,
+	BRANCH_CREATED,
+	BRANCH_CREATED_CLOSED,
+	BRANCH_NO_STORAGE,
+	BRANCH_CLAIMED,
+	BRANCH_TOTALS_FULL,
+	BRANCH_UNTRUSTED_GSO,
+	BRANCH_ADOPTED,
+	BRANCHES,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, BRANCHES);
+	__type(key, __u32);
+	__type(value, __u64);
+} branches SEC(".maps");
+
+static __always_inline void branch(enum branch name)
+{
+	__u32 key = name;
+	__u64 *n = bpf_map_lookup_elem(&branches, &key);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
+#define BRANCH(name) branch(BRANCH_##name)
+
+#else
+
+#define BRANCH(name) ((void)0)
+
+#endif
+#endif

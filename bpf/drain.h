@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The way from a socket's pending counts to the totals: the only place that takes counts out of a storage. */
+#ifndef SOCKLEDGER_DRAIN_H
+#define SOCKLEDGER_DRAIN_H
+
+#include "branch.h"
+#include "ledger.h"
+
+/* Never NULL: the map is an array of one. */
+static __always_inline struct lost_updates *lost_updates(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&lost, &key);
+}
+
+/* The totals of *key*, made if need be; where the map is full, those of its protocol and family. */
+static __always_inline struct totals *totals_of(const struct totals_key *key)
+{
+	struct totals *t = bpf_map_lookup_elem(&totals, key);
+	struct totals none = {};
+	struct lost_updates *l;
+	__u32 i;
+
+	if (t)
+		return t;
+	/* -EEXIST: another CPU was first, and the look-up finds its entry */
+	bpf_map_update_elem(&totals, key, &none, BPF_NOEXIST);
+	t = bpf_map_lookup_elem(&totals, key);
+	if (t)
+		return t;
+	BRANCH(TOTALS_FULL);
+	l = lost_updates();
+	if (l)
+		__sync_fetch_and_add(&l->totals_full, 1);
+	i = key->protocol * FAMILIES + key->family;
+	return bpf_map_lookup_elem(&overflow, &i);
+}
+
+static __always_inline void add_receive(struct totals *t, __u64 bytes, __u64 packets)
+{
+	__sync_fetch_and_add(&t->receive_bytes, bytes);
+	__sync_fetch_and_add(&t->receive_packets, packets);
+}
+
+static __always_inline void add_transmit(struct totals *t, __u64 bytes, __u64 packets)
+{
+	__sync_fetch_and_add(&t->transmit_bytes, bytes);
+	__sync_fetch_and_add(&t->transmit_packets, packets);
+}
+
+/* Idle sockets are the most: look before taking. */
+static __always_inline __u64 take(__u64 *pending)
+{
+	return READ_ONCE(*pending) ? __sync_lock_test_and_set(pending, 0) : 0;
+}
+
+/* Move what is pending to the totals. Any number may run at once: the exchange moves a count once. */
+static __noinline int drain(struct socket_counts *s)
+{
+	for (int family = 0; family < FAMILIES; family++) {
+		__u64 received = take(&s->pending[family][RECEIVE]);
+		__u64 sent = take(&s->pending[family][TRANSMIT]);
+		struct totals_key key = {};
+		struct totals *t;
+
+		if (!(received | sent))
+			continue;
+		key.cgroup_id = s->cgroup_id;
+		key.protocol = s->protocol;
+		key.family = family;
+		key.peer = s->peer;
+		key.tag = s->tag;
+		t = totals_of(&key);
+		if (!t)
+			return 0; /* cannot be: overflow is an array that holds every index */
+		if (received)
+			add_receive(t, PENDING_BYTES(received), PENDING_PACKETS(received));
+		if (sent)
+			add_transmit(t, PENDING_BYTES(sent), PENDING_PACKETS(sent));
+	}
+	return 0;
+}
+
+/*
+ * The end of a socket. The exchange is a full barrier, as is the hot path's add: either the hot path's
+ * second look sees CLOSED, or this drain sees what it added.
+ */
+static __always_inline void end(struct socket_counts *s)
+{
+	__u32 before = __sync_lock_test_and_set(&s->state, CLOSED);
+
+	asm volatile("" ::"r"(before) : "memory");
+	drain(s);
+}
+
+#endif

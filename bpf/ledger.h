@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The layouts and maps that all programs share. User space decodes them by the object's BTF, so this is
+ * their one description. Values are append-only; struct count, the control map's value, never changes.
+ */
+#ifndef SOCKLEDGER_LEDGER_H
+#define SOCKLEDGER_LEDGER_H
+
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+
+enum direction { RECEIVE, TRANSMIT };
+enum family { IPV4, IPV6 };
+enum protocol { OTHER, TCP, UDP, ICMP };
+
+#define DIRECTIONS (TRANSMIT + 1)
+#define FAMILIES   (IPV6 + 1)
+#define PROTOCOLS  (ICMP + 1)
+
+/*
+ * What may be done with a socket's pending counts.
+ *
+ * FAST is only for sockets whose end is certain to be hooked: the hot path adds to the storage and
+ * the end hook drains it. HOOKED is FAST to be: the hook is certain, the first packet names the owner.
+ * Every other packet is written through to the totals: exact too, only slower.
+ */
+enum state { WRITE_THROUGH, FAST, CLOSED, HOOKED };
+
+/*
+ * Bytes and packets wait in one word, so that one fetch-and-add counts a packet and is the full barrier
+ * before the second look at the state. Half of either range is left for adds that race with the drain
+ * which PENDING_FULL asks for.
+ */
+#define PENDING_PACKET_BITS	28
+#define PENDING_PACKETS(word)	((word) & ((1ULL << PENDING_PACKET_BITS) - 1))
+#define PENDING_BYTES(word)	((word) >> PENDING_PACKET_BITS)
+#define PENDING(bytes, packets) ((__u64)(bytes) << PENDING_PACKET_BITS | (packets))
+#define PENDING_FULL		(1ULL << 63 | 1ULL << (PENDING_PACKET_BITS - 1))
+
+/* A socket's storage. 56 bytes: with the kernel's own pointer before it, one cache line. */
+struct socket_counts {
+	__u64 cgroup_id;  /* the owner, known before the state is FAST */
+	__u32 state;	  /* enum state */
+	__u32 generation; /* of what tag and peer mean; 0 until something can change them */
+	enum protocol protocol : 16;
+	__u16 peer; /* class of the remote address; 0: not looked up */
+	__u16 tag;  /* 0: none */
+	__u16 reserved;
+	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
+};
+
+struct totals_key {
+	__u64 cgroup_id;
+	enum protocol protocol : 16; /* the socket's */
+	enum family family : 16;     /* the packet's */
+	__u16 peer;
+	__u16 tag;
+};
+
+struct totals {
+	__u64 receive_bytes;
+	__u64 receive_packets;
+	__u64 transmit_bytes;
+	__u64 transmit_packets;
+};
+
+/* Packets are wire segments, bytes go from the IP header on. */
+struct count {
+	__u64 bytes;
+	__u64 packets;
+};
+
+/* Updates that could not be made as wanted, by reason; the fields are the metric's label values. */
+struct lost_updates {
+	__u64 storage;	   /* no socket storage: written through, nothing is missing */
+	__u64 totals_full; /* counted in overflow, so without its cgroup */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* and no BPF_F_CLONE: it would copy what is pending */
+	__type(key, int);
+	__type(value, struct socket_counts);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH); /* preallocated: a new cgroup needs no memory in the packet's path */
+	__uint(max_entries, 65536);	 /* set from limits.cgroups */
+	__type(key, struct totals_key);
+	__type(value, struct totals);
+} totals SEC(".maps");
+
+/* Where totals go that found the map of totals full, by protocol * FAMILIES + family. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, (PROTOCOLS * FAMILIES));
+	__type(key, __u32);
+	__type(value, struct totals);
+} overflow SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE);
+	__type(key, struct bpf_cgroup_storage_key);
+	__type(value, struct count);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lost_updates);
+} lost SEC(".maps");
+
+/* How many sockets all flushes so far have visited. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} visited SEC(".maps");
+
+/*
+ * Only user space touches these two. An update of a map in a map returns after an RCU grace period
+ * (maybe_wait_bpf_programs() in kernel/bpf/syscall.c): every program that ran when it began has ended.
+ */
+struct grace_period_inner {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} grace_inner SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct grace_period_inner);
+} grace_period SEC(".maps") = {
+	.values = {&grace_inner},
+};
+
+/* A read that the compiler may not move or merge with another. */
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+
+#endif

@@ -1,0 +1,290 @@
+"""The command line: flags in, exit status out."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sockledger import __version__, config, log
+from sockledger.errors import UserError, printable
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+_HEALTH_PATHS = ("/-/healthy", "/-/ready")
+
+
+def entry_point() -> NoReturn:
+    """Run the console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in *argv* and return the exit status: 2 for usage errors, 1 for all others."""
+    try:
+        try:
+            arguments = _parser().parse_args(argv)
+        except SystemExit as stop:  # argparse has printed help, the version or an error
+            status = int(stop.code or 0)
+        else:
+            status = arguments.handler(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"sockledger: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes once more at its exit, and would complain.
+        with Path(os.devnull).open("w") as devnull:
+            os.dup2(devnull.fileno(), sys.stdout.fileno())
+        return 1
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the usage of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USAGE_ERROR, f"sockledger: error: {printable(message)} (see {self.prog} --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sockledger",
+        description="Prometheus exporter of exact network traffic per cgroup.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sockledger {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, add_flags, text in (
+        ("run", _add_run_flags, "count traffic and serve it to Prometheus"),
+        ("check", _add_check_flags, "validate a configuration file"),
+        ("doctor", _add_doctor_flags, "tell what this kernel and these privileges allow"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            allow_abbrev=False,
+        )
+        add_flags(command)
+    return parser
+
+
+def _add_run_flags(parser: _Parser) -> None:
+    _add_config_flag(parser)
+    # The only mode of this version, accepted so that unit files need no change later.
+    parser.add_argument(
+        "--no-pin",
+        action="store_true",
+        help="leave nothing in the kernel at the end; in this version it is always so",
+    )
+    _add_web_flags(parser.add_argument_group("Web"))
+    _add_collector_flags(parser.add_argument_group("Collectors"))
+    logging = parser.add_argument_group("Logging")
+    logging.add_argument(
+        "--log.level",
+        dest="log_level",
+        choices=tuple(log.LEVELS),
+        default="info",
+        help="log only what is at least as severe (default: %(default)s)",
+    )
+    logging.add_argument(
+        "--log.format",
+        dest="log_format",
+        choices=tuple(log.FORMATS),
+        default="logfmt",
+        help="format of the log on stderr (default: %(default)s)",
+    )
+    _add_path_flags(parser)
+    parser.usage = "%(prog)s [FLAGS]"
+    parser.set_defaults(handler=_run)
+
+
+def _add_web_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--web.listen-address",
+        dest="listen_addresses",
+        action="append",
+        type=_address,
+        metavar="ADDRESS",
+        help="address and port to listen on, repeatable (default: :10042)",
+    )
+    group.add_argument(
+        "--web.telemetry-path",
+        dest="telemetry_path",
+        type=_telemetry_path,
+        default="/metrics",
+        metavar="PATH",
+        help="path under which to serve metrics (default: %(default)s)",
+    )
+    group.add_argument(
+        "--web.config.file",
+        dest="web_config_file",
+        type=_refuse_web_config,
+        metavar="PATH",
+        help="TLS and authentication; not in this version yet, refused",
+    )
+    group.add_argument(
+        "--web.systemd-socket",
+        dest="systemd_socket",
+        action="store_true",
+        help="listen on the sockets systemd passes instead of --web.listen-address",
+    )
+    group.add_argument(
+        "--web.max-requests",
+        dest="max_requests",
+        type=_count,
+        default=40,
+        metavar="N",
+        help="scrapes served at the same time, 0 for no limit (default: %(default)s)",
+    )
+    group.add_argument(
+        "--web.disable-exporter-metrics",
+        dest="exporter_metrics",
+        action="store_false",
+        help="leave out metrics about the exporter's process (process_*)",
+    )
+
+
+def _add_collector_flags(group: argparse._ArgumentGroup) -> None:
+    from sockledger.collectors.registry import COLLECTORS
+
+    for name, spec in COLLECTORS.items():
+        text = f"{spec.help} (default: {'on' if spec.default else 'off'})"
+        group.add_argument(
+            f"--collector.{name}",
+            dest=_collector_dest(name),
+            action=argparse.BooleanOptionalAction,
+            help=text.replace("%", "%%"),
+        )
+
+
+def _collector_dest(name: str) -> str:
+    return f"collector.{name}"
+
+
+def _add_check_flags(parser: _Parser) -> None:
+    _add_config_flag(parser, required=True)
+    parser.set_defaults(handler=_check)
+
+
+def _add_doctor_flags(parser: _Parser) -> None:
+    _add_config_flag(parser)
+    _add_path_flags(parser)
+    parser.set_defaults(handler=_doctor)
+
+
+def _add_config_flag(parser: _Parser, *, required: bool = False) -> None:
+    parser.add_argument(
+        "--config.file",
+        dest="config_file",
+        type=_path,
+        required=required,
+        metavar="PATH",
+        help="YAML configuration file" + ("" if required else " (default: none, all defaults)"),
+    )
+
+
+def _add_path_flags(parser: _Parser) -> None:
+    group = parser.add_argument_group("Paths")
+    group.add_argument(
+        "--path.cgroupfs",
+        dest="cgroupfs",
+        type=_path,
+        metavar="PATH",
+        help="mount point of cgroup v2 (default: found in /proc/self/mountinfo)",
+    )
+    group.add_argument(
+        "--path.bpffs",
+        dest="bpffs",
+        type=_path,
+        default=Path("/sys/fs/bpf"),
+        metavar="PATH",
+        help="mount point of the BPF file system (default: %(default)s)",
+    )
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; give one or leave the flag out")
+    return Path(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    from sockledger.web.server import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _telemetry_path(text: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9._~/-]*", text):
+        raise argparse.ArgumentTypeError(
+            f'"{text}" is no path to serve; begin with "/", then letters, digits and any of ._~/-'
+        )
+    if text in _HEALTH_PATHS:
+        raise argparse.ArgumentTypeError(f"{text} is taken by the health check; give another path")
+    return text
+
+
+def _refuse_web_config(_text: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(
+        "TLS and authentication are not in this version yet; leave the flag out, and put a proxy in front"
+        " or listen on 127.0.0.1 only"
+    )
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number, 0 (no limit) or greater')
+    return int(text)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sockledger import daemon
+    from sockledger.collectors.registry import COLLECTORS
+
+    chosen = {name: getattr(arguments, _collector_dest(name)) for name in COLLECTORS}
+    options = config.RunOptions(
+        config_file=arguments.config_file,
+        listen_addresses=tuple(arguments.listen_addresses or [_address(":10042")]),
+        telemetry_path=arguments.telemetry_path,
+        systemd_socket=arguments.systemd_socket,
+        max_requests=arguments.max_requests,
+        exporter_metrics=arguments.exporter_metrics,
+        collectors=frozenset(
+            name
+            for name, spec in COLLECTORS.items()
+            if (spec.default if chosen[name] is None else chosen[name])
+        ),
+        log_level=arguments.log_level,
+        log_format=arguments.log_format,
+        cgroupfs=arguments.cgroupfs,
+        bpffs=arguments.bpffs,
+    )
+    return daemon.run(options)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    try:
+        config.load(arguments.config_file)
+    except config.ConfigError as error:
+        # Bare, since editors and CI systems know lines that begin with FILE:LINE.
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{printable(str(arguments.config_file))}: configuration is valid")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from sockledger.kernel import doctor
+
+    return doctor.run(config.load(arguments.config_file), arguments.cgroupfs, arguments.bpffs)

@@ -1,0 +1,1 @@
+"""From the ledger to metric families, a file a collector."""

@@ -1,0 +1,56 @@
+"""The exporter's own state, always shown: it can't be switched off, so it is no collector of the registry."""
+
+import platform
+from collections.abc import Mapping
+
+from sockledger import __version__
+from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.ledger.ledger import Ledger
+
+FLUSH_DURATION = Metric(
+    "sockledger_flush_duration_seconds",
+    MetricType.GAUGE,
+    "How long the last flush took: the walk over all sockets, two RCU grace periods, and reading the totals.",
+)
+WORKLOADS = Metric("sockledger_workloads", MetricType.GAUGE, "Workloads with traffic so far.")
+FEATURE_ENABLED = Metric(
+    "sockledger_feature_enabled",
+    MetricType.GAUGE,
+    "Whether an optional part is in use; see sockledger doctor.",
+    ("feature",),
+    "features",
+)
+CONFIG_RELOAD = Metric(
+    "sockledger_config_last_reload_successful",
+    MetricType.GAUGE,
+    "Whether the configuration file was valid when it was last read, at start or at SIGHUP.",
+)
+BUILD_INFO = Metric(
+    "sockledger_build_info", MetricType.GAUGE, "Always 1.", ("version", "python_version"), "1"
+)
+METRICS = (FLUSH_DURATION, WORKLOADS, FEATURE_ENABLED, CONFIG_RELOAD, BUILD_INFO)
+
+_NO_LABELS = Series([])
+
+
+class Exporter:
+    """Families about the daemon. *features* are fixed for its life; *config_ok* follows reloads."""
+
+    def __init__(self, ledger: Ledger, features: Mapping[str, bool]) -> None:
+        self.config_ok = True
+        self._ledger = ledger
+        self._features: list[tuple[Series, int | float]] = [
+            (Series([("feature", name)]), int(on)) for name, on in features.items()
+        ]
+        self._build = Series([("version", __version__), ("python_version", platform.python_version())])
+
+    def collect(self) -> list[Family]:
+        """Return all families of `METRICS`."""
+        books = self._ledger.books
+        return [
+            Family(FLUSH_DURATION, [(_NO_LABELS, books.seconds)]),
+            Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
+            Family(FEATURE_ENABLED, self._features),
+            Family(CONFIG_RELOAD, [(_NO_LABELS, int(self.config_ok))]),
+            Family(BUILD_INFO, [(self._build, 1)]),
+        ]

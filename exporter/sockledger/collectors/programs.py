@@ -1,0 +1,100 @@
+"""The BPF programs and maps themselves: attachment, what the kernel counts for them, how full, how big."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+
+_STATS_ENABLED = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+ATTACHED = Metric(
+    "sockledger_bpf_program_attached",
+    MetricType.GAUGE,
+    "Whether the kernel still runs a program that the daemon attached.",
+    ("program",),
+    "programs",
+)
+RUN_SECONDS = Metric(
+    "sockledger_bpf_program_run_seconds",
+    MetricType.COUNTER,
+    "Time spent in a program (bpf_prog_info.run_time_ns); only while kernel.bpf_stats_enabled is 1.",
+    ("program",),
+    "programs",
+)
+RUNS = Metric(
+    "sockledger_bpf_program_runs",
+    MetricType.COUNTER,
+    "Runs of a program (bpf_prog_info.run_cnt); only while kernel.bpf_stats_enabled is 1.",
+    ("program",),
+    "programs",
+)
+RECURSION_MISSES = Metric(
+    "sockledger_bpf_program_recursion_misses",
+    MetricType.COUNTER,
+    "Runs that the kernel left out because the program was running on that CPU already.",
+    ("program",),
+    "programs",
+)
+MAP_ENTRIES = Metric(
+    "sockledger_map_entries",
+    MetricType.GAUGE,
+    "Entries in use at the last flush: totals, and sockets with storage.",
+    ("map",),
+    "2",
+)
+MAP_MAX_ENTRIES = Metric(
+    "sockledger_map_max_entries",
+    MetricType.GAUGE,
+    "Entries that fit; totals beyond are counted under cgroup other.",
+    ("map",),
+    "1",
+)
+KERNEL_MEMORY = Metric(
+    "sockledger_kernel_memory_bytes",
+    MetricType.GAUGE,
+    "Kernel memory of a map (memlock in its fdinfo), and of the sockets' storage.",
+    ("map",),
+    "maps",
+)
+METRICS = (ATTACHED, RUN_SECONDS, RUNS, RECURSION_MISSES, MAP_ENTRIES, MAP_MAX_ENTRIES, KERNEL_MEMORY)
+
+# A socket's element of 128 bytes, and the kernel's own record of 192 that each socket with storage has.
+SOCKET_STORAGE_BYTES = 320
+
+
+class ProgramsCollector:
+    """Families from the kernel's own information about what the daemon loaded."""
+
+    def __init__(self, ledger: Ledger, births: Births) -> None:
+        self._ledger = ledger
+        datapath = ledger.datapath
+        self._programs = {name: births.series([("program", name)]) for name in datapath.links}
+        self._maps = {name: Series([("map", name)]) for name in datapath.maps}
+
+    def collect(self) -> Iterable[Family]:
+        """Return the families of `METRICS`, without the run figures where the kernel does not count them."""
+        datapath, books = self._ledger.datapath, self._ledger.books
+        yield Family(
+            ATTACHED,
+            [(series, int(datapath.links[name].attached())) for name, series in self._programs.items()],
+        )
+        stats = [(series, datapath.programs[name].stats()) for name, series in self._programs.items()]
+        if _STATS_ENABLED.read_text().strip() == "1":
+            yield Family(RUN_SECONDS, [(series, figures.run_seconds) for series, figures in stats])
+            yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
+        yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])
+        yield Family(
+            MAP_ENTRIES,
+            [(self._maps["totals"], books.totals_entries), (self._maps["sockets"], books.sockets)],
+        )
+        yield Family(MAP_MAX_ENTRIES, [(self._maps["totals"], datapath.maps["totals"].max_entries)])
+        yield Family(KERNEL_MEMORY, [(series, self._memory(name)) for name, series in self._maps.items()])
+
+    def _memory(self, name: str) -> int:
+        fdinfo = Path(f"/proc/self/fdinfo/{self._ledger.datapath.maps[name].fd}").read_text()
+        memory = next(int(line.split()[1]) for line in fdinfo.splitlines() if line.startswith("memlock:"))
+        if name == "sockets":
+            memory += self._ledger.books.sockets * SOCKET_STORAGE_BYTES
+        return memory

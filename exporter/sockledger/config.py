@@ -1,0 +1,289 @@
+"""What a user may set, checked: the YAML file, key by key, and the flags of ``run``."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sockledger.errors import UserError, printable
+
+_MAX_BYTES = 1 << 20
+_MAX_CGROUPS = 1_000_000
+_MIN_INTERVAL, _MAX_INTERVAL = 0.1, 3600.0
+_DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
+_DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+_DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
+_WHOLE_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
+_SHOWN_CHARACTERS = 60
+
+
+class ConfigError(UserError):
+    """The configuration is refused. Each line: ``FILE:LINE: KEY: what is wrong; what is allowed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Where programs are attached beside the root."""
+
+    meters: tuple[str, ...] = ()  # globs of cgroup paths
+    socket_hooks: bool | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """How the kernel's counters are gathered."""
+
+    interval: float = 10.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be kept."""
+
+    cgroups: int = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The configuration file."""
+
+    attach: Attach = field(default_factory=Attach)
+    flush: Flush = field(default_factory=Flush)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The flags of ``sockledger run``."""
+
+    config_file: Path | None
+    listen_addresses: tuple[tuple[str, int], ...]
+    telemetry_path: str
+    systemd_socket: bool
+    max_requests: int  # 0: no limit
+    exporter_metrics: bool
+    collectors: frozenset[str]  # the enabled ones
+    log_level: str
+    log_format: str
+    cgroupfs: Path | None  # None: found in mountinfo
+    bpffs: Path
+
+
+def load(path: Path | None) -> Config:
+    """Return the configuration in the file *path*, or the defaults without one; raise `ConfigError`."""
+    if path is None:
+        return Config()
+    file = printable(str(path))
+    root = _compose(_read(path, file), file)
+    if root is None:
+        return Config()
+    problems: list[tuple[int, str]] = []
+    config: Config = _walk(_CONFIG, root, "", problems)
+    if problems:
+        problems.sort(key=lambda problem: problem[0])
+        raise ConfigError("\n".join(f"{file}:{line}: {problem}" for line, problem in problems))
+    return config
+
+
+def _read(path: Path, file: str) -> str:
+    """Return the text of *path*, called *file* in errors."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; give a readable YAML file") from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{file}: is larger than 1 MiB; give a smaller YAML file")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}: encoding: not UTF-8; save the file as UTF-8") from None
+
+
+def _compose(text: str, file: str) -> yaml.Node | None:
+    """Parse YAML into nodes, which know their lines; None if there is no document."""
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line, what = (
+            text.count("\n", 0, error.position) + 1,
+            f"character U+{error.character:04X} is not allowed",
+        )
+        raise ConfigError(f"{file}:{line}: YAML syntax: {what}; remove it or write it as an escape") from None
+    try:
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark or loader.get_mark()
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+    except RecursionError:
+        mark, what = loader.get_mark(), "nested too deeply"
+    except (ValueError, OverflowError):
+        # PyYAML converts the numbers in escapes and directives unchecked.
+        mark, what = loader.get_mark(), "a number in an escape or directive is out of range"
+    raise ConfigError(f"{file}:{mark.line + 1}: YAML syntax: {printable(what)}; give one YAML document")
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A scalar. *parse* raises ValueError with what is wrong, to follow the value."""
+
+    parse: Callable[[yaml.Node], object]
+    allowed: str
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    item: _Value
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A mapping of which *make* makes an object."""
+
+    make: Callable[..., object]
+    keys: Mapping[str, "_Schema"]
+
+
+_Schema = _Value | _List | _Section
+
+
+def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, str]]) -> Any:
+    """Return what *node*, found at *key*, stands for; add what is wrong, with its line, to *problems*."""
+    # A section or list with all its entries commented out is null.
+    empty = _has_tag(node, "null")
+    match schema:
+        case _Section() if empty or isinstance(node, yaml.MappingNode):
+            return schema.make(**_walk_keys(schema.keys, [] if empty else node.value, key, problems))
+        case _List() if empty or isinstance(node, yaml.SequenceNode):
+            items = enumerate([] if empty else node.value)
+            return tuple(_walk(schema.item, item, f"{key}[{index}]", problems) for index, item in items)
+        case _Value():
+            try:
+                return schema.parse(node)
+            except ValueError as error:
+                problem = f"{_shown(node)} {error}; allowed: {schema.allowed}"
+        case _List():
+            problem = f"{_shown(node)} is not a list; allowed: a list of {schema.item.allowed}"
+        case _Section():
+            problem = f"{_shown(node)} is not a mapping; allowed: the keys {', '.join(schema.keys)}"
+    problems.append((_line(node), f"{key or 'top level'}: {problem}"))
+    return None
+
+
+def _walk_keys(
+    schemas: Mapping[str, _Schema],
+    pairs: list[tuple[yaml.Node, yaml.Node]],
+    section: str,
+    problems: list[tuple[int, str]],
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    first_lines: dict[str, int] = {}
+    for name_node, node in pairs:
+        name = name_node.value if _has_tag(name_node, "str") else _shown(name_node)
+        key = f"{section}.{_shortened(name)}" if section else _shortened(name)
+        line = _line(name_node)
+        if name not in schemas:
+            close = difflib.get_close_matches(name, schemas, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            problems.append((line, f"{key}: unknown key{hint}; allowed: {', '.join(schemas)}"))
+        elif name in first_lines:
+            first = first_lines[name]
+            problems.append((line, f"{key}: duplicate key, first on line {first}; allowed: each key once"))
+        else:
+            first_lines[name] = line
+            values[name] = _walk(schemas[name], node, key, problems)
+    return values
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _has_tag(node: yaml.Node, kind: str) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == f"tag:yaml.org,2002:{kind}"
+
+
+def _shown(node: yaml.Node) -> str:
+    """Return *node* as errors show it: strings quoted, so that "10" is not taken for 10."""
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if _has_tag(node, "null"):
+        return "an empty value"
+    text = _shortened(node.value)
+    return f'"{text}"' if _has_tag(node, "str") else text
+
+
+def _shortened(text: str) -> str:
+    return printable(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
+
+
+def _meter(node: yaml.Node) -> str:
+    if not _has_tag(node, "str"):
+        raise ValueError("is not a string")
+    glob: str = node.value
+    if not glob.startswith("/"):
+        raise ValueError('does not begin with "/"')
+    if glob == "/":
+        raise ValueError("is the root, and globs of meters never match it")
+    if not glob.isprintable():
+        raise ValueError('has characters that cannot be printed, for which "?" may stand')
+    if not {"", ".", ".."}.isdisjoint(glob[1:].split("/")):
+        raise ValueError('has an empty part, "." or ".." between slashes')
+    return glob
+
+
+def _socket_hooks(node: yaml.Node) -> bool | Literal["auto"]:
+    if _has_tag(node, "str") and node.value == "auto":
+        return "auto"
+    value = yaml.SafeLoader.bool_values.get(node.value.lower()) if _has_tag(node, "bool") else None
+    if value is None:
+        raise ValueError("is neither auto nor a boolean")
+    return value
+
+
+def _interval(node: yaml.Node) -> float:
+    match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
+    if match is None or not node.value:
+        raise ValueError("is not a duration")
+    numbers = zip(match.groups(default="0"), _DURATION_UNITS.values(), strict=True)
+    seconds = sum(float(number) * unit for number, unit in numbers) / 1000
+    if not _MIN_INTERVAL <= seconds <= _MAX_INTERVAL:
+        raise ValueError("is out of range")
+    return seconds
+
+
+def _cgroups(node: yaml.Node) -> int:
+    # YAML 1.1 also reads 010, 1_0 and 1:40 as integers, and not as most would.
+    if not _has_tag(node, "int") or not _WHOLE_NUMBER.fullmatch(node.value):
+        raise ValueError("is not a whole number")
+    # int() refuses thousands of digits, float() does not.
+    if not 1 <= float(node.value) <= _MAX_CGROUPS:
+        raise ValueError("is out of range")
+    return int(node.value)
+
+
+_CONFIG = _Section(
+    Config,
+    {
+        "attach": _Section(
+            Attach,
+            {
+                "meters": _List(
+                    _Value(_meter, "absolute globs of cgroup paths, such as /system.slice/*.service")
+                ),
+                "socket_hooks": _Value(_socket_hooks, "auto, true, false"),
+            },
+        ),
+        "flush": _Section(
+            Flush, {"interval": _Value(_interval, "100ms to 1h, written as 500ms, 10s, 1m or 1m30s")}
+        ),
+        "limits": _Section(Limits, {"cgroups": _Value(_cgroups, f"a whole number from 1 to {_MAX_CGROUPS}")}),
+    },
+)

@@ -1,0 +1,201 @@
+"""The daemon's life: lock, load, bind, attach, serve and flush until a signal, leave nothing behind."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from socket import socket
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from sockledger import __version__, config, log
+from sockledger.collectors.exporter import Exporter
+from sockledger.collectors.registry import Registry
+from sockledger.config import ConfigError, RunOptions
+from sockledger.exposition import text
+from sockledger.kernel import cgroups
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.features import require, want_socket_hooks
+from sockledger.kernel.lock import Lock
+from sockledger.kernel.meters import Meters
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+from sockledger.web import server
+
+logger = logging.getLogger(__name__)
+
+# Together within the 2 seconds that a stop may take.
+GRACE_SECONDS = 1.0
+LOCK_POLL_SECONDS = 0.2
+
+# What a daemon passes on to the one it executes: "lock fd, listening fd, …"
+INHERITED = "SOCKLEDGER_INHERITED_FDS"
+
+
+def run(options: RunOptions) -> int:
+    """Run until SIGTERM or SIGINT; return the exit status. UserError if it cannot start."""
+    log.setup(options.log_level, options.log_format)
+    return asyncio.run(Daemon(options).run())
+
+
+class Daemon:
+    """One daemon: `run` once."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._config = config.load(options.config_file)
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._lock_fd, self._sockets = _take_inherited()
+        # one thread owns the ledger: flushes and scrapes wait for each other, never for the event loop
+        self._executor = ThreadPoolExecutor(1, "ledger")
+        self._ready = False
+
+    async def run(self) -> int:
+        """Start, serve, stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        require()
+        root = cgroups.find_root(self._options.cgroupfs)
+        lock = Lock(self._options.bpffs, self._lock_fd)
+        if not await self._acquire(lock):
+            return 0
+        successor = False
+        try:
+            datapath = DataPath(
+                root,
+                cgroups=self._config.limits.cgroups,
+                socket_hooks=want_socket_hooks(self._config.attach.socket_hooks),
+            )
+            if not self._sockets:
+                self._sockets = self._bind()
+            datapath.attach()
+            try:
+                successor = await self._serve(datapath, root)
+            finally:
+                self._executor.shutdown()
+                datapath.close()
+        finally:
+            if not successor:
+                lock.release()
+        if successor:
+            _execute_anew(lock, self._sockets)
+        logger.info("stopped: all programs are detached")
+        return 0
+
+    async def _acquire(self, lock: Lock) -> bool:
+        """Wait for the lock; False if a signal came first."""
+        waiting = False
+        while not lock.try_acquire():
+            if not waiting:
+                logger.warning(
+                    "another sockledger is attached on this machine: waiting until it stops",
+                    extra={"lock": str(self._options.bpffs / "sockledger")},
+                )
+                waiting = True
+            try:
+                number = await asyncio.wait_for(self._signals.get(), LOCK_POLL_SECONDS)
+            except TimeoutError:
+                continue
+            if number != signal.SIGHUP:
+                return False
+        return True
+
+    def _bind(self) -> list[socket]:
+        if self._options.systemd_socket:
+            return server.systemd_sockets()
+        return server.bind(self._options.listen_addresses)
+
+    async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
+        """Answer and flush until a signal ends it; return whether a successor is to be executed."""
+        ledger = Ledger(datapath, root, Meters(self._config.attach.meters, root, datapath))
+        births = Births()
+        registry = Registry(self._options.collectors, ledger, births)
+        exporter = Exporter(ledger, datapath.features)
+        process = CollectorRegistry()
+        ProcessCollector(registry=process)
+
+        def scrape(request: server.ScrapeRequest) -> bytes:
+            ledger.refresh()
+            families = [*registry.collect(), *exporter.collect()]
+            page = text.render(families, seen=births.show(request.scraper), openmetrics=request.openmetrics)
+            if self._options.exporter_metrics:
+                page = text.add_registry(page, process, openmetrics=request.openmetrics)
+            return page
+
+        web = server.Server(
+            self._sockets,
+            scrape,
+            self._executor,
+            ready=lambda: self._ready,
+            telemetry_path=self._options.telemetry_path,
+            max_requests=self._options.max_requests,
+            version=__version__,
+        )
+        web.start()
+        flushing = asyncio.create_task(self._flush_for_ever(ledger))
+        logger.info(
+            "counting",
+            extra={
+                "version": __version__,
+                "cgroupfs": str(root.path),
+                "listening": ", ".join(_shown(listening) for listening in self._sockets),
+            },
+        )
+        try:
+            return await self._until_signal(exporter)
+        finally:
+            self._ready = False
+            flushing.cancel()
+            await web.stop(GRACE_SECONDS)
+
+    async def _flush_for_ever(self, ledger: Ledger) -> None:
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, ledger.flush)
+                self._ready = True
+            except Exception:
+                logger.exception("flush failed")
+            await asyncio.sleep(self._config.flush.interval)
+
+    async def _until_signal(self, exporter: Exporter) -> bool:
+        while True:
+            number = await self._signals.get()
+            if number != signal.SIGHUP:
+                logger.info("stopping", extra={"signal": number.name})
+                return False
+            try:
+                config.load(self._options.config_file)
+            except ConfigError as error:
+                exporter.config_ok = False
+                logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
+                continue
+            logger.warning("executing anew with the new configuration: without pins all counters start at 0")
+            return True
+
+
+def _take_inherited() -> tuple[int | None, list[socket]]:
+    """Take the lock and the listening sockets that a predecessor in this process has passed on."""
+    text = os.environ.pop(INHERITED, "")
+    if not text:
+        return None, []
+    lock_fd, *listening = [int(fd) for fd in text.split(",")]
+    for fd in (lock_fd, *listening):
+        os.set_inheritable(fd, False)  # noqa: FBT003
+    return lock_fd, [socket(fileno=fd) for fd in listening]
+
+
+def _execute_anew(lock: Lock, listening: list[socket]) -> None:
+    """Replace this program by a new one with the same arguments, which goes on with lock and sockets."""
+    fds = [lock.fileno(), *(each.fileno() for each in listening)]
+    for fd in fds:
+        os.set_inheritable(fd, True)  # noqa: FBT003
+    os.environ[INHERITED] = ",".join(map(str, fds))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def _shown(listening: socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

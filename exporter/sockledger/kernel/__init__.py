@@ -1,0 +1,1 @@
+"""All that talks to bpf(2) or needs a capability."""

@@ -1,0 +1,121 @@
+"""The cgroup v2 hierarchy: where it is, and from a cgroup's id to its path."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sockledger.errors import UserError
+
+CGROUP2_SUPER_MAGIC = 0x63677270  # include/uapi/linux/magic.h
+FILEID_KERNFS = 0xFE  # include/linux/exportfs.h
+MOUNTINFO = Path("/proc/self/mountinfo")
+
+
+class _FileHandle(ctypes.Structure):
+    """struct file_handle of a kernfs node: the cgroup's id is the handle."""
+
+    _fields_ = (("bytes", ctypes.c_uint32), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
+
+
+class _Statfs(ctypes.Structure):
+    """struct statfs; only its first member is read."""
+
+    _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FileHandle), ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.POINTER(_Statfs))
+
+
+class CgroupRoot:
+    """The folder that stands for ``/``: the hierarchy's root, or a cgroup below it, as `--path.cgroupfs`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open *path*; UserError if it is no cgroup v2 folder."""
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}: --path.cgroupfs must be a folder of a cgroup v2 file system"
+            ) from None
+        found = _Statfs()
+        if _libc.fstatfs(self.fd, ctypes.byref(found)) or found.type != CGROUP2_SUPER_MAGIC:
+            os.close(self.fd)
+            raise UserError(
+                f"{path}: not on a cgroup v2 file system: mount one (mount -t cgroup2 none {path}) "
+                "or name another folder with --path.cgroupfs"
+            )
+        self.path = path.resolve()
+        self.id = os.fstat(self.fd).st_ino
+
+    def path_of(self, cgroup_id: int) -> str | None:
+        """Return the path of a living cgroup, ``/`` for the root itself; None if there is none below it.
+
+        Needs CAP_DAC_READ_SEARCH; PermissionError without.
+        """
+        if cgroup_id == self.id:
+            return "/"
+        handle = _FileHandle(bytes=8, type=FILEID_KERNFS, id=cgroup_id)
+        fd = _libc.open_by_handle_at(self.fd, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+        if fd < 0:
+            number = ctypes.get_errno()
+            if number in (1, 13):  # EPERM, EACCES
+                raise PermissionError(number, f"open_by_handle_at: {os.strerror(number)}")
+            return None  # ESTALE: the cgroup is gone
+        try:
+            return self._relative(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        finally:
+            os.close(fd)
+
+    def _relative(self, absolute: str) -> str | None:
+        prefix = str(self.path)
+        if absolute.endswith(" (deleted)") or not absolute.startswith(prefix + "/"):
+            return None
+        return absolute[len(prefix) :]
+
+    def walk(self) -> Iterator[tuple[int, str]]:
+        """Yield (id, path) of every living cgroup, the root first; those that vanish meanwhile are passed over."""
+        yield self.id, "/"
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(f"{self.path}{folder}") as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            path = f"{folder}/{entry.name}"
+                            folders.append(path)
+                            yield entry.inode(), path
+            except OSError:
+                continue
+
+
+def find_root(override: Path | None) -> CgroupRoot:
+    """Return the cgroup v2 root: *override*, or the mount that mountinfo names, also on a hybrid host."""
+    if override is not None:
+        return CgroupRoot(override)
+    for mount_point in _cgroup2_mounts(MOUNTINFO.read_text()):
+        return CgroupRoot(Path(mount_point))
+    raise UserError(
+        "no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup (or another folder), "
+        "or name its folder with --path.cgroupfs"
+    )
+
+
+def _cgroup2_mounts(mountinfo: str) -> list[str]:
+    """Return mount points of cgroup v2, those of the whole hierarchy first. Source: proc_pid_mountinfo(5)."""
+    found = []
+    for line in mountinfo.splitlines():
+        fields, _, tail = line.partition(" - ")
+        if tail.split(" ")[0] == "cgroup2":
+            _id, _parent, _device, root, mount_point = fields.split(" ")[:5]
+            found.append((root != "/", _unescape(mount_point)))
+    return [mount_point for _, mount_point in sorted(found, key=lambda entry: entry[0])]
+
+
+def _unescape(text: str) -> str:
+    for escaped, char in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        text = text.replace(escaped, char)
+    return text

@@ -1,0 +1,243 @@
+"""The kernel half in use: its object, what it is attached to and in which order, and its maps' contents."""
+
+import logging
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import product
+from typing import NamedTuple
+
+from sockledger.errors import UserError
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.libbpf import Link, LoadError, Object, Program
+
+logger = logging.getLogger(__name__)
+
+# include/uapi/linux/bpf.h, enum bpf_attach_type
+BPF_CGROUP_INET_INGRESS = 0
+BPF_CGROUP_INET_EGRESS = 1
+
+# Typical cgroups use two protocols over two families.
+TOTALS_PER_CGROUP = 4
+
+
+class Traffic(NamedTuple):
+    """Bytes from the IP header on, and wire segments; the members of struct totals."""
+
+    receive_bytes: int
+    receive_packets: int
+    transmit_bytes: int
+    transmit_packets: int
+
+    def plus(self, other: "Traffic") -> "Traffic":
+        """Return the sum, member by member."""
+        return Traffic(*map(int.__add__, self, other))
+
+
+class TotalsKey(NamedTuple):
+    """The members of struct totals_key."""
+
+    cgroup_id: int
+    protocol: int
+    family: int
+    peer: int
+    tag: int
+
+
+@dataclass(frozen=True)
+class Names:
+    """Label values of the key's enums, by their number."""
+
+    protocol: dict[int, str]
+    family: dict[int, str]
+
+
+def object_image() -> bytes:
+    """Return the compiled BPF object that is part of the package; UserError if it was not built."""
+    try:
+        return (files("sockledger.kernel") / "sockledger.bpf.o").read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: the BPF object is missing: build the package (make build)"
+        ) from None
+
+
+class DataPath:
+    """The BPF programs and maps of one daemon. Until `attach` nothing runs; `close` leaves nothing behind."""
+
+    def __init__(
+        self, root: CgroupRoot, *, cgroups: int, socket_hooks: bool, image: bytes | None = None
+    ) -> None:
+        """Load the object. *cgroups* limits the totals; UserError if the kernel refuses to load it.
+
+        *socket_hooks* False leaves out cgroup/sock_create and sock_release: UDP is then written through.
+        """
+        self._root = root
+        self._object = Object(object_image() if image is None else image, "sockledger")
+        self.programs = self._object.programs
+        self.maps = self._object.maps
+        self.links: dict[str, Link] = {}
+        self._meters: dict[int, tuple[Link, Link]] = {}
+
+        self._socket_hooks = ("udp_released", "udp_created", "adopt") if socket_hooks else ()
+        for name in self._socket_hooks:
+            self.programs[name].set_autoload(True)
+        self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
+        try:
+            self._object.load()
+        except LoadError as error:
+            raise UserError(_explain(error)) from None
+        self._flush = self.programs["flush"].attach_iterator(over=self.maps["sockets"])
+        key, value = self.maps["totals"].key, self.maps["totals"].value
+        _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
+        _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
+        self._key_struct, self._value_struct = key.struct, value.struct
+        self.names = Names(
+            {number: name.lower() for number, name in key.field("protocol").names.items()},
+            {number: name.lower() for number, name in key.field("family").names.items()},
+        )
+
+    @property
+    def features(self) -> dict[str, bool]:
+        """Optional parts, and whether they are in use."""
+        return {"socket_hooks": bool(self._socket_hooks)}
+
+    def attach(self) -> None:
+        """Attach in the one order that loses nothing: the ends first, then the hot path, adoption last.
+
+        UserError if the cgroup refuses; then nothing stays attached.
+        """
+        try:
+            self.links["tcp_destroyed"] = self.programs["tcp_destroyed"].attach()
+            for name in ("udp_released", "udp_created"):
+                if name in self._socket_hooks:
+                    self._attach_root(name)
+            self._attach_root("receive")
+            self._attach_root("transmit")
+            self._adopt()
+        except OSError as error:
+            self.close()
+            raise UserError(f"attaching failed: {error.strerror}") from None
+        except UserError:
+            self.close()
+            raise
+
+    def _attach_root(self, name: str) -> None:
+        self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
+
+    def _adopt(self) -> None:
+        if "adopt" not in self._socket_hooks:
+            return
+        link = self.programs["adopt"].attach_iterator()
+        link.run_iterator()
+        link.destroy()
+
+    def close(self) -> None:
+        """Detach everything, in the reverse order, and free the maps."""
+        for cgroup_id in list(self._meters):
+            self.remove_meter(cgroup_id)
+        for name in reversed(self.links):
+            self.links[name].destroy()
+        self.links.clear()
+        self._flush.destroy()
+        self._object.close()
+
+    def stop_counting(self) -> None:
+        """Take off the hot path, so that a last flush finds everything."""
+        for name in ("transmit", "receive"):
+            self.links.pop(name).destroy()
+        self.grace_period()
+
+    # ---- meters
+
+    def add_meter(self, cgroup_id: int, cgroup_fd: int, path: str) -> None:
+        """Count all packets of a cgroup and its descendants in its own storage; UserError if it refuses."""
+        receive = attach_cgroup(self.programs["meter_receive"], cgroup_fd, path)
+        try:
+            transmit = attach_cgroup(self.programs["meter_transmit"], cgroup_fd, path)
+        except UserError:
+            receive.destroy()
+            raise
+        self._meters[cgroup_id] = receive, transmit
+
+    def remove_meter(self, cgroup_id: int) -> None:
+        """Take a meter off; its count goes with its cgroup."""
+        for link in self._meters.pop(cgroup_id):
+            link.destroy()
+
+    # ---- the flush's steps
+
+    def flush_sockets(self) -> None:
+        """Drain every socket's pending counts into the totals."""
+        self._flush.run_iterator()
+
+    def grace_period(self) -> None:
+        """Return when every program that runs now has ended (an RCU grace period)."""
+        inner = struct.pack("=I", self.maps["grace_inner"].fd)
+        self.maps["grace_period"].update(bytes(4), inner)
+
+    def sockets_visited(self) -> int:
+        """Return how many sockets all flushes together have visited."""
+        return int.from_bytes(self.maps["visited"].lookup_index(0), sys.byteorder)
+
+    # ---- the maps' contents
+
+    def control(self, cgroup_id: int) -> Traffic:
+        """Return what went through an attach point, zeros if nothing has."""
+        layout = self.maps["control"].value
+        sums = []
+        for attach_type in (BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_EGRESS):
+            key = self.maps["control"].key.pack(cgroup_inode_id=cgroup_id, attach_type=attach_type)
+            each = [layout.unpack(value) for value in self.maps["control"].lookup_percpu(key) or ()]
+            sums += [sum(count["bytes"] for count in each), sum(count["packets"] for count in each)]
+        return Traffic(*sums)
+
+    def totals(self) -> Iterator[tuple[TotalsKey, Traffic]]:
+        """Yield the totals of every (cgroup, protocol, family, peer, tag)."""
+        for keys, values in self.maps["totals"].batches():
+            for key, value in zip(
+                self._key_struct.iter_unpack(keys), self._value_struct.iter_unpack(values), strict=True
+            ):
+                yield TotalsKey._make(key), Traffic._make(value)
+
+    def overflow(self) -> Iterator[tuple[tuple[int, int], Traffic]]:
+        """Yield what found the totals full, by (protocol, family)."""
+        for index, key in enumerate(product(self.names.protocol, self.names.family)):
+            value = self.maps["overflow"].lookup_index(index)
+            yield key, Traffic._make(self._value_struct.unpack(value))
+
+    def lost_updates(self) -> dict[str, int]:
+        """Return how many updates failed, by reason."""
+        each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
+        return {reason: sum(values[reason] for values in each) for reason in each[0]}
+
+
+def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
+    """Attach a program to a cgroup; UserError with the likely cause if the kernel refuses."""
+    try:
+        return program.attach_cgroup(cgroup_fd)
+    except OSError as error:
+        reason = error.strerror
+        if isinstance(error, PermissionError):
+            reason = (
+                "another program is attached there, or above it, exclusively (without BPF_F_ALLOW_MULTI), "
+                "or CAP_NET_ADMIN is missing: see bpftool cgroup show"
+            )
+        raise UserError(f"{path}: the cgroup refuses program {program.name}: {reason}") from None
+
+
+def _same_members(name: str, found: list[str], wanted: tuple[str, ...]) -> None:
+    if tuple(found) != wanted:
+        raise UserError(
+            f"the BPF object is of another version (struct {name} has {', '.join(found)}): reinstall sockledger"
+        )
+
+
+def _explain(error: LoadError) -> str:
+    logger.debug("the kernel refused the object", extra={"log": " | ".join(error.log)})
+    detail = next((line for line in reversed(error.log) if "failed" in line), "")
+    return (
+        f"the kernel refuses the BPF programs: {error} {detail}: see what is missing with sockledger doctor"
+    )

@@ -1,0 +1,182 @@
+"""`sockledger doctor`: what this kernel and these privileges allow, a line each."""
+
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sockledger.config import Config
+from sockledger.errors import UserError
+from sockledger.kernel import libbpf
+from sockledger.kernel.cgroups import CgroupRoot, find_root
+from sockledger.kernel.datapath import attach_cgroup, object_image
+from sockledger.kernel.features import (
+    BTF,
+    CAPABILITIES,
+    CILIUM_PINS,
+    NO_BTF,
+    effective_capabilities,
+    sees_all_tasks,
+    want_socket_hooks,
+)
+from sockledger.kernel.lock import Lock, is_bpffs
+
+BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. *needed* without *ok* means that the daemon cannot run."""
+
+    subject: str
+    ok: bool
+    detail: str
+    needed: bool = True
+
+    def line(self) -> str:
+        """Return it as it is printed."""
+        mark = "ok  " if self.ok else "FAIL" if self.needed else "no  "
+        return f"{mark}  {self.subject}: {self.detail}"
+
+
+def run(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> int:
+    """Print all findings; return 0 if the daemon can run here, else 1."""
+    able = True
+    for finding in examine(configuration, cgroupfs, bpffs):
+        sys.stdout.write(finding.line() + "\n")
+        able &= finding.ok or not finding.needed
+    return 0 if able else 1
+
+
+def examine(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
+    """Yield what is found. Nothing stays loaded or attached."""
+    yield Finding("kernel", ok=True, detail=f"{platform.release()} {platform.machine()}")
+    yield from _capabilities()
+    yield Finding("BTF", BTF.exists(), str(BTF) if BTF.exists() else NO_BTF)
+    root: CgroupRoot | None = None
+    try:
+        root = find_root(cgroupfs)
+        yield Finding("cgroup v2", ok=True, detail=str(root.path))
+        yield _names(root)
+    except UserError as error:
+        yield Finding("cgroup v2", ok=False, detail=str(error))
+    yield _lock(bpffs)
+    try:
+        yield Finding("libbpf", ok=True, detail=libbpf.version())
+    except UserError as error:
+        yield Finding("libbpf", ok=False, detail=str(error))
+        return
+    yield from _programs()
+    if root is not None:
+        yield _attachment(root)
+    yield _socket_hooks(configuration.attach.socket_hooks)
+    yield _adoption()
+    yield _run_statistics()
+
+
+def _capabilities() -> Iterator[Finding]:
+    effective = effective_capabilities()
+    for capability in CAPABILITIES:
+        ok = capability.held(effective)
+        yield Finding(
+            capability.name, ok, f"{'' if ok else 'missing: '}{capability.purpose}", capability.needed
+        )
+
+
+def _names(root: CgroupRoot) -> Finding:
+    below = next((found for found in root.walk() if found[1] != "/"), None)
+    if below is None:
+        return Finding("cgroup names", ok=True, detail="no cgroup below the root to try with", needed=False)
+    try:
+        root.path_of(below[0])
+    except PermissionError as error:
+        return Finding(
+            "cgroup names", ok=False, detail=f"by walking the hierarchy ({error.strerror})", needed=False
+        )
+    return Finding("cgroup names", ok=True, detail="by handle", needed=False)
+
+
+def _lock(bpffs: Path) -> Finding:
+    if not is_bpffs(bpffs):
+        return Finding(
+            "bpffs",
+            ok=False,
+            detail=f"{bpffs} is none; the daemon mounts it if it may: mount -t bpf bpf {bpffs}",
+            needed=False,
+        )
+    if not (bpffs / "sockledger").exists():
+        return Finding("bpffs", ok=True, detail=f"{bpffs}, no daemon runs")
+    lock = Lock(bpffs)
+    try:
+        free = lock.try_acquire()
+    except UserError as error:
+        return Finding("bpffs", ok=False, detail=str(error))
+    lock.release()
+    return Finding(
+        "bpffs",
+        ok=True,
+        detail=f"{bpffs}, {'no daemon runs' if free else 'a daemon runs: another would wait'}",
+    )
+
+
+def _programs() -> Iterator[Finding]:
+    """Load each program alone, with the maps it uses."""
+    image = object_image()
+    for name in sorted(libbpf.Object(image, "sockledger").programs):
+        tried = libbpf.Object(image, "sockledger")
+        try:
+            for program in tried.programs.values():
+                program.set_autoload(program.name == name)
+            tried.load()
+        except libbpf.LoadError as error:
+            cause = next((line for line in reversed(error.log) if line.strip()), "")
+            yield Finding(f"program {name}", ok=False, detail=f"{error}: {cause}")
+        else:
+            yield Finding(f"program {name}", ok=True, detail="loads")
+        finally:
+            tried.close()
+
+
+def _attachment(root: CgroupRoot) -> Finding:
+    """Attach a program that only counts for itself, and take it off again."""
+    tried = libbpf.Object(object_image(), "sockledger")
+    try:
+        for program in tried.programs.values():
+            program.set_autoload(program.name == "meter_receive")
+        tried.load()
+        attach_cgroup(tried.programs["meter_receive"], root.fd, str(root.path)).destroy()
+    except (UserError, libbpf.LoadError) as error:
+        return Finding("attaching", ok=False, detail=str(error))
+    finally:
+        tried.close()
+    return Finding("attaching", ok=True, detail=f"{root.path} takes programs")
+
+
+def _socket_hooks(setting: bool | Literal["auto"]) -> Finding:  # noqa: FBT001 - a setting, not a switch
+    if want_socket_hooks(setting):
+        return Finding("socket hooks", ok=True, detail="UDP is counted on the fast path")
+    why = f"{CILIUM_PINS} exists" if setting == "auto" else "attach.socket_hooks is false"
+    return Finding(
+        "socket hooks", ok=False, detail=f"{why}: UDP is written through, exact but slower", needed=False
+    )
+
+
+def _adoption() -> Finding:
+    if sees_all_tasks():
+        return Finding("adoption", ok=True, detail="UDP sockets older than the daemon join the fast path")
+    return Finding(
+        "adoption",
+        ok=False,
+        detail="not in the initial pid namespace (hostPID: true in a pod): older UDP sockets are written through",
+        needed=False,
+    )
+
+
+def _run_statistics() -> Finding:
+    on = BPF_STATS.read_text().strip() == "1"
+    detail = "sockledger_bpf_program_run_seconds_total is exported"
+    if not on:
+        detail = "kernel.bpf_stats_enabled is 0 (it costs every packet): no run_seconds and runs"
+    return Finding("run statistics", on, detail, needed=False)

@@ -1,0 +1,71 @@
+"""What a kernel or its surroundings may lack, probed; never a version compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sockledger.errors import UserError
+
+STATUS = Path("/proc/self/status")
+BTF = Path("/sys/kernel/btf/vmlinux")
+NO_BTF = f"{BTF} is missing: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
+CILIUM_PINS = Path("/sys/fs/bpf/cilium")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
+PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """A capability, by its number in include/uapi/linux/capability.h; *needed*: not without it."""
+
+    number: int
+    name: str
+    purpose: str
+    needed: bool
+
+    def held(self, effective: int) -> bool:
+        """Whether a process with these *effective* capabilities has it, or CAP_SYS_ADMIN that includes it."""
+        including = (self.number, CAP_SYS_ADMIN) if self.number in (CAP_BPF, CAP_PERFMON) else (self.number,)
+        return any(effective >> number & 1 for number in including)
+
+
+CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
+CAPABILITIES = (
+    Capability(CAP_BPF, "CAP_BPF", "make maps and load programs", needed=True),
+    Capability(CAP_PERFMON, "CAP_PERFMON", "load the tp_btf and iterator programs", needed=True),
+    Capability(12, "CAP_NET_ADMIN", "load and attach the cgroup programs", needed=True),
+    Capability(2, "CAP_DAC_READ_SEARCH", "name cgroups by handle, not by walking all of them", needed=False),
+    Capability(CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mount bpffs where it is not", needed=False),
+)
+
+
+def effective_capabilities() -> int:
+    """Return this process's effective capabilities, a bit each."""
+    lines = STATUS.read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("CapEff:")).split()[1], 16)
+
+
+def require() -> None:
+    """Raise UserError unless the kernel and the privileges allow the daemon to run."""
+    effective = effective_capabilities()
+    missing = [each.name for each in CAPABILITIES if each.needed and not each.held(effective)]
+    if missing:
+        raise UserError(
+            f"missing capabilities: {', '.join(missing)}: run as root, or grant them "
+            "(systemd: AmbientCapabilities=; Kubernetes: securityContext.capabilities.add)"
+        )
+    if not BTF.exists():
+        raise UserError(NO_BTF)
+
+
+def want_socket_hooks(setting: bool | Literal["auto"]) -> bool:  # noqa: FBT001 - a setting, not a switch
+    """Whether to attach cgroup/sock_create and sock_release. *setting* is attach.socket_hooks."""
+    if setting != "auto":
+        return setting
+    # Cilium's datapath gets stuck beside another cgroup/sock_release link (cilium#43877, #46065)
+    return not CILIUM_PINS.exists()
+
+
+def sees_all_tasks() -> bool:
+    """Whether task iterators see the whole machine: they stop at the opener's pid namespace."""
+    return PID_NAMESPACE.stat().st_ino == PROC_PID_INIT_INO

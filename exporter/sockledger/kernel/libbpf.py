@@ -1,0 +1,412 @@
+"""Typed binding of libbpf.so.1, of only what is used; nothing else calls it.
+
+Every call that fails raises OSError with the call's name. Source: bpf/libbpf.h and bpf/bpf.h of libbpf
+1.1, the oldest supported, and include/uapi/linux/bpf.h.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from sockledger.errors import UserError
+from sockledger.kernel.btf import Btf, Layout
+
+logger = logging.getLogger(__name__)
+
+BPF_ANY = 0
+_LOG_LINES = 64
+
+
+class _BatchOpts(ctypes.Structure):
+    """struct bpf_map_batch_opts."""
+
+    _fields_ = (("sz", c_size_t), ("elem_flags", c_uint64), ("flags", c_uint64))
+
+
+class _ObjectOpenOpts(ctypes.Structure):
+    """struct bpf_object_open_opts, its first members: libbpf reads as many as sz says."""
+
+    _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
+
+
+class _IterLinkInfo(ctypes.Structure):
+    """union bpf_iter_link_info, its member map, at the union's full size."""
+
+    _fields_ = (("map_fd", c_uint32), ("rest", c_uint32 * 3))
+
+
+class _IterAttachOpts(ctypes.Structure):
+    """struct bpf_iter_attach_opts."""
+
+    _fields_ = (("sz", c_size_t), ("link_info", POINTER(_IterLinkInfo)), ("link_info_len", c_uint32))
+
+
+class _ProgInfo(ctypes.Structure):
+    """struct bpf_prog_info, up to the last member that is read."""
+
+    _fields_ = (
+        ("head", ctypes.c_byte * 192),
+        ("run_time_ns", c_uint64),
+        ("run_cnt", c_uint64),
+        ("recursion_misses", c_uint64),
+    )
+
+
+class _CgroupLinkInfo(ctypes.Structure):
+    """struct bpf_link_info with its member cgroup; the kernel zeroes cgroup_id when it detaches."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+        ("cgroup_id", c_uint64),
+        ("attach_type", c_uint32),
+    )
+
+
+BPF_LINK_TYPE_CGROUP = 3
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "libbpf_version_string": (c_char_p, ()),
+    "libbpf_set_print": (c_void_p, (_PRINT,)),
+    "libbpf_num_possible_cpus": (c_int, ()),
+    "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, POINTER(_ObjectOpenOpts))),
+    "bpf_object__load": (c_int, (c_void_p,)),
+    "bpf_object__close": (None, (c_void_p,)),
+    "bpf_object__btf": (c_void_p, (c_void_p,)),
+    "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_object__next_map": (c_void_p, (c_void_p, c_void_p)),
+    "btf__raw_data": (c_void_p, (c_void_p, POINTER(c_uint32))),
+    "bpf_program__name": (c_char_p, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, ctypes.c_bool)),
+    "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__attach": (c_void_p, (c_void_p,)),
+    "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
+    "bpf_program__attach_iter": (c_void_p, (c_void_p, POINTER(_IterAttachOpts))),
+    "bpf_link__fd": (c_int, (c_void_p,)),
+    "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_iter_create": (c_int, (c_int,)),
+    "bpf_map__name": (c_char_p, (c_void_p,)),
+    "bpf_map__fd": (c_int, (c_void_p,)),
+    "bpf_map__key_size": (c_uint32, (c_void_p,)),
+    "bpf_map__value_size": (c_uint32, (c_void_p,)),
+    "bpf_map__btf_key_type_id": (c_uint32, (c_void_p,)),
+    "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),
+    "bpf_map__max_entries": (c_uint32, (c_void_p,)),
+    "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
+    "bpf_map_lookup_elem": (c_int, (c_int, c_char_p, c_void_p)),
+    "bpf_map_update_elem": (c_int, (c_int, c_char_p, c_char_p, c_uint64)),
+    "bpf_map_lookup_batch": (
+        c_int,
+        (c_int, c_void_p, c_void_p, c_void_p, c_void_p, POINTER(c_uint32), POINTER(_BatchOpts)),
+    ),
+    "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
+}
+
+_Info = TypeVar("_Info", bound=ctypes.Structure)
+_recent_log: deque[str] = deque(maxlen=_LOG_LINES)
+
+
+@cache
+def _library() -> Any:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        for name, (restype, argtypes) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = restype, argtypes
+    except (OSError, AttributeError) as error:
+        raise UserError(
+            f"libbpf.so.1 cannot be used ({error}): install libbpf 1.1 or later (Debian: apt install libbpf1)"
+        ) from None
+    library.libbpf_set_print(_log_callback)
+    return library
+
+
+def _log(_level: int, text: bytes, arguments: int) -> int:
+    buffer = ctypes.create_string_buffer(4096)
+    _libc.vsnprintf(buffer, len(buffer), text, arguments)
+    for line in buffer.value.decode("utf-8", "replace").splitlines():
+        logger.debug("libbpf: %s", line)
+        _recent_log.append(line)
+    return 0
+
+
+# On every ABI we build for a va_list argument is passed as a pointer, so it can be handed on as one.
+_libc = ctypes.CDLL(None)
+_libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
+_log_callback = _PRINT(_log)
+
+
+def version() -> str:
+    """Return the version of the library in use, as ``v1.1.2``."""
+    return str(_library().libbpf_version_string().decode())
+
+
+@cache
+def possible_cpus() -> int:
+    """Return how many values a per-CPU map holds for each key."""
+    return _checked(_library().libbpf_num_possible_cpus(), "libbpf_num_possible_cpus")
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{call}: {os.strerror(-result)}")
+    return result
+
+
+def _not_null(pointer: int | None, call: str) -> int:
+    if not pointer:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return pointer
+
+
+class LoadError(Exception):
+    """The kernel refused the object. *log* has libbpf's and the verifier's last lines."""
+
+    def __init__(self, error: OSError, log: list[str]) -> None:
+        super().__init__(error.strerror)
+        self.errno = error.errno
+        self.log = log
+
+
+class Link:
+    """An attachment. It ends with the last file descriptor that refers to it."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+        self.fd: int = _library().bpf_link__fd(pointer)
+
+    def attached(self) -> bool:
+        """Whether the kernel still runs the program: a cgroup's end or another process may detach it."""
+        info = _info(self.fd, _CgroupLinkInfo())
+        return bool(info.type != BPF_LINK_TYPE_CGROUP or info.cgroup_id)
+
+    def destroy(self) -> None:
+        """Detach."""
+        _library().bpf_link__destroy(self._pointer)
+
+    def run_iterator(self) -> None:
+        """Run an iterator that prints nothing to its end."""
+        fd = _checked(_library().bpf_iter_create(self.fd), "bpf_iter_create")
+        try:
+            while True:
+                try:
+                    if not os.read(fd, 1):
+                        return
+                except BlockingIOError:  # EAGAIN after each 1,000,000 objects: read on
+                    continue
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class ProgramStats:
+    """What the kernel counts for a program; the run figures only while kernel.bpf_stats_enabled is 1."""
+
+    run_seconds: float
+    runs: int
+    recursion_misses: int
+
+
+class Program:
+    """A program of an object."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+        self.name = str(_library().bpf_program__name(pointer).decode())
+
+    def set_autoload(self, autoload: bool) -> None:  # noqa: FBT001 - libbpf's own signature
+        """Choose whether the object's load includes this program."""
+        _checked(_library().bpf_program__set_autoload(self._pointer, autoload), "bpf_program__set_autoload")
+
+    def attach(self) -> Link:
+        """Attach to what the program's section names."""
+        return Link(_not_null(_library().bpf_program__attach(self._pointer), "bpf_program__attach"))
+
+    def attach_cgroup(self, cgroup_fd: int) -> Link:
+        """Attach to a cgroup, beside other programs."""
+        return Link(
+            _not_null(
+                _library().bpf_program__attach_cgroup(self._pointer, cgroup_fd), "bpf_program__attach_cgroup"
+            )
+        )
+
+    def attach_iterator(self, over: "Map | None" = None) -> Link:
+        """Make an iterator, of a map's elements if one is given."""
+        options = None
+        if over is not None:
+            info = _IterLinkInfo(map_fd=over.fd)
+            options = byref(
+                _IterAttachOpts(
+                    sz=ctypes.sizeof(_IterAttachOpts),
+                    link_info=ctypes.pointer(info),
+                    link_info_len=ctypes.sizeof(info),
+                )
+            )
+        return Link(
+            _not_null(_library().bpf_program__attach_iter(self._pointer, options), "bpf_program__attach_iter")
+        )
+
+    def stats(self) -> ProgramStats:
+        """Return the kernel's counts for this program."""
+        info = _info(_checked(_library().bpf_program__fd(self._pointer), "bpf_program__fd"), _ProgInfo())
+        return ProgramStats(info.run_time_ns / 1e9, info.run_cnt, info.recursion_misses)
+
+
+class Map:
+    """A map of an object. Keys and values are bytes; *key* and *value* are their layouts, if structs."""
+
+    def __init__(self, pointer: int, btf: Btf) -> None:
+        self._pointer = pointer
+        library = _library()
+        self.name = str(library.bpf_map__name(pointer).decode())
+        self.key_size = int(library.bpf_map__key_size(pointer))
+        self.value_size = int(library.bpf_map__value_size(pointer))
+        self._btf = btf
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor, from load on."""
+        return _checked(_library().bpf_map__fd(self._pointer), "bpf_map__fd")
+
+    @property
+    def key(self) -> Layout:
+        """The key's layout; ValueError if it is no struct."""
+        return self._btf.layout(_library().bpf_map__btf_key_type_id(self._pointer))
+
+    @property
+    def value(self) -> Layout:
+        """The value's layout; ValueError if it is no struct."""
+        return self._btf.layout(_library().bpf_map__btf_value_type_id(self._pointer))
+
+    @property
+    def max_entries(self) -> int:
+        """How many entries fit; 0 where there is no such limit."""
+        return int(_library().bpf_map__max_entries(self._pointer))
+
+    @max_entries.setter
+    def max_entries(self, entries: int) -> None:
+        _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """Return a key's value, None if there is none."""
+        return self._lookup(key, self.value_size)
+
+    def lookup_index(self, index: int) -> bytes:
+        """Return an array's value; IndexError beyond its end."""
+        value = self.lookup(index.to_bytes(4, sys.byteorder))
+        if value is None:
+            raise IndexError(f"{self.name} has no element {index}")
+        return value
+
+    def lookup_percpu(self, key: bytes) -> list[bytes] | None:
+        """Return a key's value on each possible CPU."""
+        stride = (self.value_size + 7) & ~7
+        data = self._lookup(key, stride * possible_cpus())
+        if data is None:
+            return None
+        return [data[at : at + self.value_size] for at in range(0, len(data), stride)]
+
+    def _lookup(self, key: bytes, size: int) -> bytes | None:
+        value = ctypes.create_string_buffer(size)
+        result = _library().bpf_map_lookup_elem(self.fd, key, value)
+        if result == -errno.ENOENT:
+            return None
+        _checked(result, f"bpf_map_lookup_elem on {self.name}")
+        return value.raw
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Set a key's value."""
+        _checked(
+            _library().bpf_map_update_elem(self.fd, key, value, BPF_ANY),
+            f"bpf_map_update_elem on {self.name}",
+        )
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries of a hash map, *size* or less at a time: keys, and values in the same order.
+
+        An entry that is there all the while is in exactly one batch.
+        """
+        options = _BatchOpts(sz=ctypes.sizeof(_BatchOpts))
+        cursor = ctypes.create_string_buffer(
+            max(4, self.key_size)
+        )  # the kernel keeps a bucket's number there
+        first = True
+        while True:
+            keys = ctypes.create_string_buffer(size * self.key_size)
+            values = ctypes.create_string_buffer(size * self.value_size)
+            count = c_uint32(size)
+            result = _library().bpf_map_lookup_batch(
+                self.fd, None if first else cursor, cursor, keys, values, byref(count), byref(options)
+            )
+            if result == -errno.ENOSPC:  # a bucket holds more than the buffer
+                size *= 2
+                continue
+            if result not in (0, -errno.ENOENT):
+                _checked(result, f"bpf_map_lookup_batch on {self.name}")
+            first = False
+            yield keys.raw[: count.value * self.key_size], values.raw[: count.value * self.value_size]
+            if result == -errno.ENOENT:
+                return
+
+
+class Object:
+    """A BPF object file in memory: opened, then loaded, then closed."""
+
+    def __init__(self, image: bytes, name: str) -> None:
+        """Parse *image*; OSError if libbpf refuses it."""
+        library = _library()
+        options = _ObjectOpenOpts(sz=ctypes.sizeof(_ObjectOpenOpts), object_name=name.encode())
+        self._pointer = _not_null(
+            library.bpf_object__open_mem(image, len(image), byref(options)), "bpf_object__open_mem"
+        )
+        size = c_uint32()
+        raw = _not_null(
+            library.btf__raw_data(
+                _not_null(library.bpf_object__btf(self._pointer), "bpf_object__btf"), byref(size)
+            ),
+            "btf__raw_data",
+        )
+        btf = Btf(ctypes.string_at(raw, size.value))
+        self.programs = {
+            program.name: program for program in map(Program, self._each(library.bpf_object__next_program))
+        }
+        self.maps = {
+            found.name: found
+            for found in (Map(pointer, btf) for pointer in self._each(library.bpf_object__next_map))
+        }
+
+    def _each(self, following: Any) -> Iterator[int]:
+        pointer = following(self._pointer, None)
+        while pointer:
+            yield pointer
+            pointer = following(self._pointer, pointer)
+
+    def load(self) -> None:
+        """Make the maps and load the programs; LoadError if the kernel refuses."""
+        _recent_log.clear()
+        try:
+            _checked(_library().bpf_object__load(self._pointer), "bpf_object__load")
+        except OSError as error:
+            raise LoadError(error, list(_recent_log)) from None
+
+    def close(self) -> None:
+        """Free the object and close its descriptors; its links stay."""
+        _library().bpf_object__close(self._pointer)
+
+
+def _info(fd: int, info: _Info) -> _Info:
+    size = c_uint32(ctypes.sizeof(info))
+    _checked(_library().bpf_obj_get_info_by_fd(fd, byref(info), byref(size)), "bpf_obj_get_info_by_fd")
+    return info

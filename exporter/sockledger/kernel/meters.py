@@ -1,0 +1,66 @@
+"""Meters: attach points below the root, chosen by globs and followed as cgroups come and go."""
+
+import glob
+import logging
+import os
+from collections.abc import Sequence
+
+from sockledger.errors import UserError
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath, Traffic
+
+logger = logging.getLogger(__name__)
+
+
+class Meters:
+    """The meters that *globs* (of cgroup paths) ask for. `follow` brings them up to date."""
+
+    def __init__(self, globs: Sequence[str], root: CgroupRoot, datapath: DataPath) -> None:
+        self._globs = globs
+        self._root = root
+        self._datapath = datapath
+        self._paths: dict[int, str] = {}  # of attached meters, by cgroup id
+        self._refused: set[int] = set()
+
+    def follow(self) -> None:
+        """Attach to cgroups that have come, let go of those that are gone. A refusal is logged once."""
+        found = self._matching()
+        for cgroup_id in self._paths.keys() - found.keys():
+            self._datapath.remove_meter(cgroup_id)
+            del self._paths[cgroup_id]
+        self._refused &= found.keys()
+        for cgroup_id in found.keys() - self._paths.keys() - self._refused:
+            self._add(cgroup_id, found[cgroup_id])
+
+    def read(self) -> dict[str, Traffic]:
+        """Return what each meter has counted, by path."""
+        return {path: self._datapath.control(cgroup_id) for cgroup_id, path in self._paths.items()}
+
+    def _matching(self) -> dict[int, str]:
+        found = {}
+        for pattern in self._globs:
+            for name in glob.iglob(pattern.strip("/") + "/", root_dir=self._root.path, recursive=True):  # noqa: PTH207
+                path = "/" + name.strip("/")
+                try:
+                    cgroup_id = (self._root.path / name).stat().st_ino
+                except OSError:
+                    continue  # gone meanwhile
+                if path != "/":
+                    found[cgroup_id] = path
+        return found
+
+    def _add(self, cgroup_id: int, path: str) -> None:
+        try:
+            fd = os.open(f"{self._root.path}{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # gone meanwhile
+        try:
+            # the path may be another cgroup's by now
+            if os.fstat(fd).st_ino == cgroup_id:
+                self._datapath.add_meter(cgroup_id, fd, path)
+                self._paths[cgroup_id] = path
+        except UserError as error:
+            self._refused.add(cgroup_id)
+            logger.warning("meter not attached", extra={"error": str(error)})
+        finally:
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""What was counted: flush, totals, reconciliation, a counter's life."""

@@ -1,0 +1,101 @@
+"""The ledger: flushes the kernel half and holds what the last flush found. User space keeps no sums."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath, TotalsKey, Traffic
+from sockledger.kernel.meters import Meters
+from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
+from sockledger.workloads.names import OVERFLOW, Names, Workload
+
+logger = logging.getLogger(__name__)
+
+MAX_AGE_SECONDS = 1.0  # a scrape flushes anew what is older
+
+
+class Account(NamedTuple):
+    """Whose traffic, and of what kind: what the series of the traffic metrics are told apart by."""
+
+    workload: Workload
+    protocol: str
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What one flush found."""
+
+    accounts: dict[Account, Traffic]
+    attach_points: dict[str, Traffic]  # by path, "/" is the root
+    lost_updates: dict[str, int]  # by reason
+    totals_entries: int
+    sockets: int
+    seconds: float  # how long the flush took
+
+
+class Ledger:
+    """All of the counting of one daemon. Not for more than one thread."""
+
+    def __init__(self, datapath: DataPath, root: CgroupRoot, meters: Meters) -> None:
+        self.datapath = datapath
+        self.reconciliation = Reconciliation()
+        self._root = root
+        self._meters = meters
+        self._names = Names(root)
+        self._flushed = float("-inf")
+        self.books = Books({}, {}, {}, 0, 0, 0.0)
+
+    def refresh(self) -> None:
+        """Flush, unless the last flush is recent enough for a scrape."""
+        if time.monotonic() - self._flushed > MAX_AGE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Drain all sockets, read all totals, and reconcile them with the root's own count."""
+        start = time.monotonic()
+        self._meters.follow()
+        visited = self.datapath.sockets_visited()
+        before = self.datapath.control(self._root.id)
+        self.datapath.grace_period()  # packets that control has seen are in a storage or the totals now
+        self.datapath.flush_sockets()
+        self.datapath.grace_period()  # and drains that began elsewhere have landed
+        totals = dict(self.datapath.totals())
+        overflow = dict(self.datapath.overflow())
+        after = self.datapath.control(self._root.id)
+        everything = sum_up([*totals.values(), *overflow.values()])
+        if self.reconciliation.compare(before, everything, after):
+            logger.error(
+                "the books do not balance",
+                extra={"before": before, "totals": everything, "after": after},
+            )
+        self._flushed = time.monotonic()
+        self.books = Books(
+            accounts=self._accounts(totals, overflow),
+            attach_points={"/": after, **self._meters.read()},
+            lost_updates=self.datapath.lost_updates(),
+            totals_entries=len(totals),
+            sockets=self.datapath.sockets_visited() - visited,
+            seconds=self._flushed - start,
+        )
+
+    def _accounts(
+        self, totals: dict[TotalsKey, Traffic], overflow: dict[tuple[int, int], Traffic]
+    ) -> dict[Account, Traffic]:
+        workloads = self._names.resolve({key.cgroup_id for key in totals})
+        protocols, families = self.datapath.names.protocol, self.datapath.names.family
+        accounts: dict[Account, Traffic] = {}
+        for key, traffic in totals.items():
+            account = Account(workloads[key.cgroup_id], protocols[key.protocol], families[key.family])
+            accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
+        for (protocol, family), traffic in overflow.items():
+            if any(traffic):
+                accounts[Account(OVERFLOW, protocols[protocol], families[family])] = traffic
+        return accounts
+
+
+def sum_up(parts: list[Traffic]) -> Traffic:
+    """Return the sum, member by member."""
+    return Traffic(*map(sum, zip(*parts, strict=True))) if parts else NO_TRAFFIC

@@ -1,0 +1,369 @@
+"""The HTTP server: listening sockets, and what is answered on them."""
+
+import asyncio
+import errno
+import gzip
+import ipaddress
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler
+
+from sockledger.errors import UserError
+from sockledger.exposition.text import negotiate
+from sockledger.web import pages
+
+_log = logging.getLogger(__name__)
+
+# A connection that is idle between two scrapes must outlive the longest sensible scrape interval, 2 minutes.
+IDLE_TIMEOUT_SECONDS = 150
+
+WRITE_TIMEOUT_SECONDS = 30
+
+# Silent clients must not use up the file descriptors (usually 1024): accept() would fail in a busy loop.
+MAX_CONNECTIONS = 512
+
+_MAX_HEADER_BYTES = 16 * 1024
+_MAX_BODY_BYTES = 1024
+# Enough for a burst of connections: beyond it clients wait a second before they try again.
+_BACKLOG = 1024
+_FIRST_SYSTEMD_FD = 3
+
+# Level 1 takes 40 ms for a page of 14 MB and leaves a tenth; level 6 takes 100 ms to leave a thirteenth.
+_GZIP_LEVEL = 1
+
+
+class ListenError(UserError):
+    """There is no listening on a socket. The text says in one line what, where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeRequest:
+    """Who asks for the metrics, None if it is no Prometheus server, and in which format."""
+
+    scraper: str | None
+    openmetrics: bool
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split a Go-style listen address into host and port; an empty host means all interfaces."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f'"{text}" has no port; write HOST:PORT, [IPV6]:PORT or :PORT')
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 0xFFFF):
+        raise ValueError(f'"{text}" has no port from 0 to 65535 behind its last colon')
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(f'"{text}" has no IPv6 address between its brackets') from None
+    elif ":" in host:
+        raise ValueError(f'"{text}" is ambiguous; put an IPv6 address in brackets, as in [::1]:{port}')
+    elif re.search(r"[^\w.-]", host, re.ASCII):
+        raise ValueError(f'"{text}" has no valid host name or IP address before its colon')
+    return host, int(port)
+
+
+def bind(addresses: Iterable[tuple[str, int]]) -> list[socket.socket]:
+    """Listen on all *addresses*, as `parse_address` returns them, or raise `ListenError` and on none."""
+    with ExitStack() as bound:
+        sockets = [bound.enter_context(_listen(host, port)) for host, port in addresses]
+        bound.pop_all()
+    return sockets
+
+
+def systemd_sockets() -> list[socket.socket]:
+    """Take the listening sockets that systemd passes, see sd_listen_fds(3)."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not re.fullmatch("[1-9][0-9]{0,3}", count):
+        raise ListenError(
+            "--web.systemd-socket: no socket activation file descriptors found: "
+            "start the .socket unit, or leave the flag out"
+        )
+    return [_inherited(fd) for fd in range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + int(count))]
+
+
+class Server:
+    """Serves the metrics, the health checks and the landing page on *sockets*.
+
+    *scrape* runs in *executor*, so that the event loop always answers. More than *max_requests* scrapes at a
+    time are refused; 0 is no limit.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        scrape: Callable[[ScrapeRequest], bytes],
+        executor: Executor,
+        *,
+        ready: Callable[[], bool],
+        telemetry_path: str,
+        max_requests: int,
+        version: str,
+    ) -> None:
+        self.sockets = tuple(sockets)
+        self._scrapes = _Scrapes(scrape, executor, max_requests)
+        routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
+            (re.escape(telemetry_path), _Metrics, {"scrapes": self._scrapes}),
+            ("/-/healthy", _Healthy, {}),
+            ("/-/ready", _Ready, {"ready": ready}),
+            ("/", _Landing, {"html": pages.landing(telemetry_path, version)}),
+        ]
+        application = Application(routes, default_handler_class=_NotFound, log_function=_log_request)
+        self._http = _HTTPServer(
+            application,
+            idle_connection_timeout=IDLE_TIMEOUT_SECONDS,
+            body_timeout=IDLE_TIMEOUT_SECONDS,
+            max_header_size=_MAX_HEADER_BYTES,
+            max_body_size=_MAX_BODY_BYTES,
+        )
+
+    def start(self) -> None:
+        """Accept connections, on the running event loop."""
+        # Duplicates, as tornado closes its sockets when it stops and a successor may need ours.
+        self._http.add_sockets([listening.dup() for listening in self.sockets])
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Accept no more, let running scrapes finish within the grace period, close all connections.
+
+        `sockets` stay open, for a successor; the caller closes them.
+        """
+        self._http.stop()
+        await self._scrapes.finished(grace_seconds)
+        await self._http.close_all_connections()
+
+
+class _HTTPServer(HTTPServer):
+    """An HTTP server with a limit to its connections."""
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            stream.close()
+        else:
+            super().handle_stream(stream, address)
+
+
+class _Scrapes:
+    """The scrapes that are being answered, from the request to the last byte of the response."""
+
+    def __init__(self, scrape: Callable[[ScrapeRequest], bytes], executor: Executor, limit: int) -> None:
+        self.limit = limit
+        self._scrape = scrape
+        self._executor = executor
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def full(self) -> bool:
+        """Whether one more is one too many."""
+        return 0 < self.limit <= self._running
+
+    def __enter__(self) -> None:
+        self._running += 1
+        self._idle.clear()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+
+    def page(self, request: ScrapeRequest, *, compressed: bool) -> asyncio.Future[bytes]:
+        """Start a scrape."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._executor, self._page, request, compressed)
+
+    def _page(self, request: ScrapeRequest, compressed: bool) -> bytes:  # noqa: FBT001
+        page = self._scrape(request)
+        return gzip.compress(page, _GZIP_LEVEL, mtime=0) if compressed else page
+
+    async def finished(self, timeout_seconds: float) -> None:
+        """Wait until none is running, or for the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning(
+                "a scrape is still running after %g seconds, its connection is closed", timeout_seconds
+            )
+
+
+class _Handler(RequestHandler):
+    """Answers in plain text, and closes clients that do not read the answer."""
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+
+    def compute_etag(self) -> None:
+        """No page is asked for twice, so that a hash of it would be of no use."""
+
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "asyncio.Future[None]":
+        connection = cast(HTTP1Connection, self.request.connection)
+        timeout = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_SECONDS, connection.stream.close)
+        written = super().finish(chunk)
+        written.add_done_callback(lambda _: timeout.cancel())
+        return written
+
+    def write_error(self, status_code: int, **_kwargs: Any) -> None:
+        if status_code == 405:
+            self.set_header("Allow", "GET, HEAD")
+        self.finish(f"{self._reason}\n")
+
+    def log_exception(self, _type: object, value: BaseException | None, _traceback: object) -> None:
+        if value is not None and not isinstance(value, HTTPError | StreamClosedError):
+            _log.error("%s failed", self.request.path, exc_info=value)
+
+    def head(self) -> Any:
+        """Answer as to GET; tornado leaves the body out."""
+        return self.get()
+
+
+class _Metrics(_Handler):
+    _page: asyncio.Future[bytes] | None = None
+
+    def initialize(self, scrapes: _Scrapes) -> None:
+        self._scrapes = scrapes
+
+    async def get(self) -> None:
+        if self._scrapes.full:
+            self.set_status(503)
+            self.finish(f"Limit of concurrent requests reached ({self._scrapes.limit}), try again later.\n")
+            return
+        with self._scrapes:
+            headers = self.request.headers
+            openmetrics, content_type = negotiate(headers.get("Accept"))
+            compressed = _accepts_gzip(headers.get("Accept-Encoding", ""))
+            self._page = self._scrapes.page(
+                ScrapeRequest(self._scraper(), openmetrics), compressed=compressed
+            )
+            try:
+                page = await self._page
+            except asyncio.CancelledError:
+                return
+            self.set_header("Content-Type", content_type)
+            self.set_header("Vary", "Accept, Accept-Encoding")
+            if compressed:
+                self.set_header("Content-Encoding", "gzip")
+            await self.finish(page)
+
+    def on_connection_close(self) -> None:
+        """Drop the scrape of a client that has gone, unless it is running."""
+        if self._page is not None:
+            self._page.cancel()
+
+    def _scraper(self) -> str | None:
+        headers = self.request.headers
+        if self.request.method != "GET" or "X-Prometheus-Scrape-Timeout-Seconds" not in headers:
+            return None
+        return f"{self.request.remote_ip} {headers.get('User-Agent', '')}"
+
+
+class _Healthy(_Handler):
+    def get(self) -> None:
+        self.finish("sockledger is healthy.\n")
+
+
+class _Ready(_Handler):
+    def initialize(self, ready: Callable[[], bool]) -> None:
+        self._is_ready = ready
+
+    def get(self) -> None:
+        if self._is_ready():
+            self.finish("sockledger is ready.\n")
+        else:
+            self.set_status(503)
+            self.finish("sockledger is not ready yet.\n")
+
+
+class _Landing(_Handler):
+    def initialize(self, html: str) -> None:
+        self._html = html
+
+    def get(self) -> None:
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.finish(self._html)
+
+
+class _NotFound(_Handler):
+    def prepare(self) -> None:
+        raise HTTPError(404)
+
+
+def _log_request(handler: RequestHandler) -> None:
+    request = handler.request
+    _log.debug("%s %s from %s: %d", request.method, request.path, request.remote_ip, handler.get_status())
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    for coding in accept_encoding.split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip().lower() == "gzip":
+            return re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", weight, re.IGNORECASE) is None
+    return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket; one on all interfaces takes IPv4 and IPv6 alike, if there is IPv6."""
+    dual_stack = host in ("", "::") and socket.has_dualstack_ipv6()
+    try:
+        family, address = _resolve("::" if dual_stack else host, port)
+        listening = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=dual_stack)
+    except (OSError, UnicodeError) as error:
+        shown = f"[{host}]" if ":" in host else host
+        raise ListenError(f"--web.listen-address {shown}:{port}: {_reason(error)}") from error
+    listening.settimeout(0)
+    return listening
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Look up the address to bind to; of a name's addresses the first IPv4 one, as Go does."""
+    found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)  # noqa: S104
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    return family, address
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Say why there is no listening, and what to do."""
+    if isinstance(error, UnicodeError):
+        return "not a host name: correct it"
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}: give an IP address, or a host name that resolves"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "address already in use: stop what listens there or choose another port"
+        case errno.EACCES:
+            return "permission denied: choose a port above 1023 or grant CAP_NET_BIND_SERVICE"
+        case errno.EADDRNOTAVAIL:
+            return "no interface has this address: give one of this host's or :PORT for all"
+        case code:
+            return f"{os.strerror(code or 0)}: choose another address"
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Take over a listening socket from systemd."""
+    unfit = ListenError(
+        f"--web.systemd-socket: file descriptor {fd} is no listening stream socket: "
+        "use ListenStream= and Accept=no in the .socket unit"
+    )
+    try:
+        listening = socket.socket(fileno=fd)
+    except OSError:
+        raise unfit from None
+    if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listening.close()
+        raise unfit
+    listening.set_inheritable(False)
+    listening.settimeout(0)
+    return listening

@@ -1,0 +1,1 @@
+"""Whose traffic it is: cgroup to name."""
