@@ -11,7 +11,7 @@ RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make pyth
 TEST_PACKAGES := clang-format nftables iproute2 ethtool iputils-ping bpftool prometheus
 KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static udev file
 
-.PHONY: run test test-full test-kernels bench lint format build wheel clean packages-run packages-test packages-kernels
+.PHONY: run test test-full test-kernels bench lint format docs build wheel clean packages-run packages-test packages-kernels
 
 run: build
 	$(BIN)/sockledger run --no-pin $(ARGS)
@@ -33,12 +33,16 @@ lint: packages-test build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate_metrics.py --check
 	find bpf tests -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
 
 format: packages-test build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	find bpf tests -name '*.[ch]' -print0 | xargs -0 clang-format -i
+
+docs: build
+	$(BIN)/python docs/generate_metrics.py
 
 # Installs the package in place, with its development tools; the build step compiles the BPF object.
 build: $(VENV)/installed $(OBJECT)

@@ -76,7 +76,7 @@ class CgroupRoot:
         return absolute[len(prefix) :]
 
     def walk(self) -> Iterator[tuple[int, str]]:
-        """Yield (id, path) of every living cgroup, the root first; those that vanish meanwhile are passed over."""
+        """Yield (id, path) of every living cgroup, the root first; what vanishes meanwhile is passed over."""
         yield self.id, "/"
         folders = [""]
         while folders:

@@ -231,7 +231,7 @@ def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
 def _same_members(name: str, found: list[str], wanted: tuple[str, ...]) -> None:
     if tuple(found) != wanted:
         raise UserError(
-            f"the BPF object is of another version (struct {name} has {', '.join(found)}): reinstall sockledger"
+            f"the BPF object is of another version (struct {name}: {', '.join(found)}): reinstall sockledger"
         )
 
 

@@ -169,7 +169,7 @@ def _adoption() -> Finding:
     return Finding(
         "adoption",
         ok=False,
-        detail="not in the initial pid namespace (hostPID: true in a pod): older UDP sockets are written through",
+        detail="outside the initial pid namespace (a pod wants hostPID): older UDP sockets are written through",
         needed=False,
     )
 

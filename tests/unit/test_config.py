@@ -1,0 +1,368 @@
+"""The configuration file: what it may say, and the exact words for what it may not."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sockledger.config import Attach, Config, ConfigError, Flush, Limits, load
+
+INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
+METERS = "absolute globs of cgroup paths, such as /system.slice/*.service"
+CGROUPS = "a whole number from 1 to 1000000"
+SECTIONS = "attach, flush, limits"
+ROOT = f"the keys {SECTIONS}"
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config") / "x.yml"
+
+
+def load_text(path: Path, text: str) -> Config:
+    path.write_bytes(text.encode())
+    return load(path)
+
+
+def errors_of(path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_text(path, text)
+    return str(caught.value).replace(f"{path}:", "").splitlines()
+
+
+def test_defaults() -> None:
+    assert load(None) == Config(
+        Attach(meters=(), socket_hooks="auto"), Flush(interval=10.0), Limits(cgroups=16384)
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n# nothing\n", "---\n", "\ufeff", "{}", "attach:\nflush:\nlimits:\n", "attach: {meters: }"],
+)
+def test_empty_is_default(scratch: Path, text: str) -> None:
+    assert load_text(scratch, text) == Config()
+
+
+def test_all_keys(scratch: Path) -> None:
+    text = """\
+attach:
+  meters: [/a.slice/*, "/b [1]/?"]
+  socket_hooks: false
+flush: {interval: 1m30s}
+limits: {cgroups: 7}
+"""
+    assert load_text(scratch, text) == Config(
+        Attach(meters=("/a.slice/*", "/b [1]/?"), socket_hooks=False), Flush(interval=90.0), Limits(cgroups=7)
+    )
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_socket_hooks(scratch: Path, text: str, value: object) -> None:
+    assert load_text(scratch, f"attach: {{socket_hooks: {text}}}").attach.socket_hooks is value
+
+
+@pytest.mark.parametrize("number", [1, 1_000_000])
+def test_bounds_of_cgroups(scratch: Path, number: int) -> None:
+    assert load_text(scratch, f"limits: {{cgroups: {number}}}").limits.cgroups == number
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("100ms", 0.1), ("1h", 3600.0), ("59m60s", 3600.0), ("0h1s", 1.0)]
+)
+def test_bounds_of_interval(scratch: Path, text: str, seconds: float) -> None:
+    assert load_text(scratch, f"flush: {{interval: {text}}}").flush.interval == seconds
+
+
+@given(
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.integers(0, 4000),
+    st.integers(0, 4_000_000),
+    st.integers(0, 15),
+)
+def test_interval_is_the_sum_of_its_parts(
+    scratch: Path, h: int, m: int, s: int, ms: int, given_parts: int
+) -> None:
+    parts = [(h, "h", 3600.0), (m, "m", 60.0), (s, "s", 1.0), (ms, "ms", 0.001)]
+    chosen = [part for bit, part in enumerate(parts) if given_parts >> bit & 1]
+    text = "".join(f"{number}{unit}" for number, unit, _ in chosen)
+    seconds = math.fsum(number * factor for number, _, factor in chosen)
+    if text and 0.1 <= seconds <= 3600:
+        assert load_text(scratch, f"flush: {{interval: '{text}'}}").flush.interval == pytest.approx(seconds)
+    else:
+        (error,) = errors_of(scratch, f"flush: {{interval: '{text}'}}")
+        assert ("is out of range" if text else "is not a duration") in error
+
+
+RULES = {
+    "root is a list": ("- a", "1: top level: a list is not a mapping", ROOT),
+    "root is a string": ("\nhello", '2: top level: "hello" is not a mapping', ROOT),
+    "section is a list": ("flush: [1]", "1: flush: a list is not a mapping", "the keys interval"),
+    "unknown section": ("labels: {}", "1: labels: unknown key", SECTIONS),
+    "misspelt section": ("limits: {}\natach: {}", "2: atach: unknown key (did you mean attach?)", SECTIONS),
+    "misspelt key": (
+        "flush:\n  intervall: 1s",
+        "2: flush.intervall: unknown key (did you mean interval?)",
+        "interval",
+    ),
+    "key is a number": ("1: a", "1: 1: unknown key", SECTIONS),
+    "key is a list": ("? [a]\n: b", "1: a list: unknown key", SECTIONS),
+    "key of a merge": ("<<: {flush: {}}", "1: <<: unknown key", SECTIONS),
+    "key in two lines": ('"a\\nb": 1', "1: a\\nb: unknown key", SECTIONS),
+    "key too long to show": (f"{'k' * 100}: 1", f"1: {'k' * 60}...: unknown key", SECTIONS),
+    "duplicate section": (
+        "flush: {}\nlimits: {}\nflush: {}",
+        "3: flush: duplicate key, first on line 1",
+        "each key once",
+    ),
+    "duplicate key": (
+        "flush:\n  interval: 1s\n  interval: 1s",
+        "3: flush.interval: duplicate key, first on line 2",
+        "each key once",
+    ),
+    "meters is a string": (
+        "attach: {meters: /a}",
+        '1: attach.meters: "/a" is not a list',
+        f"a list of {METERS}",
+    ),
+    "meter is a number": ("attach: {meters: [1]}", "1: attach.meters[0]: 1 is not a string", METERS),
+    "meter is a list": ("attach: {meters: [[]]}", "1: attach.meters[0]: a list is not a string", METERS),
+    "meter is null": (
+        "attach:\n  meters:\n  - /a\n  -",
+        "4: attach.meters[1]: an empty value is not a string",
+        METERS,
+    ),
+    "meter is empty": ("attach: {meters: ['']}", '1: attach.meters[0]: "" does not begin with "/"', METERS),
+    "meter is relative": (
+        "attach:\n  meters:\n  - /ok\n  - a/*",
+        '4: attach.meters[1]: "a/*" does not begin with "/"',
+        METERS,
+    ),
+    "meter is the root": (
+        "attach: {meters: [/]}",
+        '1: attach.meters[0]: "/" is the root, and globs of meters never match it',
+        METERS,
+    ),
+    "meter with NUL": (
+        'attach: {meters: ["/a\\0"]}',
+        '1: attach.meters[0]: "/a\\x00" has characters that cannot be printed, for which "?" may stand',
+        METERS,
+    ),
+    "interval without unit": ("flush: {interval: 10}", "1: flush.interval: 10 is not a duration", INTERVALS),
+    "interval is null": (
+        "flush: {interval: }",
+        "1: flush.interval: an empty value is not a duration",
+        INTERVALS,
+    ),
+    "interval is empty": ("flush: {interval: ''}", '1: flush.interval: "" is not a duration', INTERVALS),
+    "interval in wrong order": (
+        "flush: {interval: 1s1m}",
+        '1: flush.interval: "1s1m" is not a duration',
+        INTERVALS,
+    ),
+    "interval is a mapping": (
+        "flush: {interval: {}}",
+        "1: flush.interval: a mapping is not a duration",
+        INTERVALS,
+    ),
+    "interval too short": ("flush: {interval: 99ms}", '1: flush.interval: "99ms" is out of range', INTERVALS),
+    "interval too long": (
+        "flush: {interval: 1h1ms}",
+        '1: flush.interval: "1h1ms" is out of range',
+        INTERVALS,
+    ),
+    "interval absurdly long": (
+        f"flush: {{interval: {'9' * 5000}y}}",
+        f'1: flush.interval: "{"9" * 60}..." is out of range',
+        INTERVALS,
+    ),
+    "cgroups is null": (
+        "limits:\n  cgroups:",
+        "2: limits.cgroups: an empty value is not a whole number",
+        CGROUPS,
+    ),
+    "cgroups is a string": (
+        "limits: {cgroups: '5'}",
+        '1: limits.cgroups: "5" is not a whole number',
+        CGROUPS,
+    ),
+    "cgroups is a float": ("limits: {cgroups: 1.5}", "1: limits.cgroups: 1.5 is not a whole number", CGROUPS),
+    "cgroups is a boolean": (
+        "limits: {cgroups: true}",
+        "1: limits.cgroups: true is not a whole number",
+        CGROUPS,
+    ),
+    "cgroups is octal": ("limits: {cgroups: 010}", "1: limits.cgroups: 010 is not a whole number", CGROUPS),
+    "cgroups is sexagesimal": (
+        "limits: {cgroups: 1:40}",
+        "1: limits.cgroups: 1:40 is not a whole number",
+        CGROUPS,
+    ),
+    "cgroups is zero": ("limits: {cgroups: 0}", "1: limits.cgroups: 0 is out of range", CGROUPS),
+    "cgroups is negative": ("limits: {cgroups: -1}", "1: limits.cgroups: -1 is out of range", CGROUPS),
+    "cgroups too great": (
+        "limits: {cgroups: 1000001}",
+        "1: limits.cgroups: 1000001 is out of range",
+        CGROUPS,
+    ),
+    "cgroups absurdly great": (
+        f"limits: {{cgroups: {'9' * 5000}}}",
+        f"1: limits.cgroups: {'9' * 60}... is out of range",
+        CGROUPS,
+    ),
+    "value with a tag": (
+        "limits: {cgroups: !!python/name:os.system 5}",
+        "1: limits.cgroups: 5 is not a whole number",
+        CGROUPS,
+    ),
+    "socket_hooks is a string": (
+        "attach: {socket_hooks: 'true'}",
+        '1: attach.socket_hooks: "true" is neither auto nor a boolean',
+        "auto, true, false",
+    ),
+    "socket_hooks is a number": (
+        "attach: {socket_hooks: 1}",
+        "1: attach.socket_hooks: 1 is neither auto nor a boolean",
+        "auto, true, false",
+    ),
+    "socket_hooks falsely tagged": (
+        "attach: {socket_hooks: !!bool maybe}",
+        "1: attach.socket_hooks: maybe is neither auto nor a boolean",
+        "auto, true, false",
+    ),
+    "recursive alias": (
+        "&a flush: &b {interval: *b}",
+        "1: flush.interval: a mapping is not a duration",
+        INTERVALS,
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "wrong", "allowed"), RULES.values(), ids=RULES)
+def test_rule(scratch: Path, text: str, wrong: str, allowed: str) -> None:
+    assert errors_of(scratch, text) == [f"{wrong}; allowed: {allowed}"]
+
+
+def test_all_errors_are_told_by_line(scratch: Path) -> None:
+    assert errors_of(scratch, "flush: &f\n  interval: 1\n  a: 1\nlimits: {cgroups: x}\nattach: *f") == [
+        f"2: flush.interval: 1 is not a duration; allowed: {INTERVALS}",
+        "2: attach.interval: unknown key; allowed: meters, socket_hooks",
+        "3: flush.a: unknown key; allowed: interval",
+        "3: attach.a: unknown key; allowed: meters, socket_hooks",
+        f'4: limits.cgroups: "x" is not a whole number; allowed: {CGROUPS}',
+    ]
+
+
+SYNTAX_ERRORS = {
+    "two colons": ("flush: {}\nlimits: a: b", "2", "mapping values are not allowed here"),
+    "two documents": (
+        "a: 1\n---\nb: 1",
+        "2",
+        "expected a single document in the stream, but found another document",
+    ),
+    "unknown alias": ("\nflush: *a", "2", "found undefined alias 'a'"),
+    "escape out of range": (
+        'a: 1\nb: "\\UFFFFFFFF"',
+        "2",
+        "a number in an escape or directive is out of range",
+    ),
+    "huge directive": (
+        f"%YAML {'9' * 5000}.1\n---\n",
+        "1",
+        "a number in an escape or directive is out of range",
+    ),
+    "deep nesting": ("a:\n " + "[" * 5000, "2", "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "what"), SYNTAX_ERRORS.values(), ids=SYNTAX_ERRORS)
+def test_syntax_error(scratch: Path, text: str, line: str, what: str) -> None:
+    assert errors_of(scratch, text) == [f"{line}: YAML syntax: {what}; give one YAML document"]
+
+
+def test_control_character(scratch: Path) -> None:
+    assert errors_of(scratch, "a: 1\nb: \x07") == [
+        "2: YAML syntax: character U+0007 is not allowed; remove it or write it as an escape"
+    ]
+
+
+def test_alias_bomb(scratch: Path) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    errors = errors_of(scratch, f"{bomb}attach: {{meters: *a59}}")
+    assert len(errors) == 62
+    assert f"59: attach.meters[1]: a list is not a string; allowed: {METERS}" in errors
+
+
+@pytest.mark.parametrize("glob", ["/..", "/../a", "/a/..", "//", "/a//b", "/a/", "/.", "/./a"])
+def test_meter_with_a_part_no_cgroup_has(scratch: Path, glob: str) -> None:
+    assert errors_of(scratch, f"attach: {{meters: [{glob}]}}") == [
+        f'1: attach.meters[0]: "{glob}" has an empty part, "." or ".." between slashes; allowed: {METERS}'
+    ]
+
+
+def test_dots_within_a_name_are_no_parent(scratch: Path) -> None:
+    assert load_text(scratch, "attach: {meters: [/a..b/...]}").attach.meters == ("/a..b/...",)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "no")
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/no: cannot be read: No such file or directory; give a readable YAML file"
+    )
+
+
+def test_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory; give a readable YAML file"
+
+
+def test_endless_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Path("/dev/zero"))
+    assert str(caught.value) == "/dev/zero: is larger than 1 MiB; give a smaller YAML file"
+
+
+def test_not_utf8(scratch: Path) -> None:
+    scratch.write_bytes(b"flush: {}\n# \xe9\n")
+    with pytest.raises(ConfigError) as caught:
+        load(scratch)
+    assert str(caught.value) == f"{scratch}:2: encoding: not UTF-8; save the file as UTF-8"
+
+
+def test_odd_file_name_stays_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\n\xff")))
+    assert str(caught.value).startswith(f"{tmp_path}/a\\n\\udcff: cannot be read:")
+
+
+YAML_WORDS = [
+    *("attach", "flush", "limits", "meters", "socket_hooks", "interval", "cgroups", "a", "/a", "/.."),
+    *("0", "1", "10s", "null", "true", "auto", "---", "...", "<<", "&a", "*a", "\\U", "\\x", "%YAML"),
+    *("!!int", "!!bool", "!!null", "!!map", *":,[]{}-?&*!|>%@`'\"#\\~="),
+]
+YAML_SPACES = [" ", "\n", "\n  ", "\t", "\r", "\x85", "\u2028", "\ufeff", ": ", "\n- "]
+
+
+def is_config_or_error_lines(path: Path, content: bytes) -> bool:
+    path.write_bytes(content)
+    try:
+        return isinstance(load(path), Config)
+    except ConfigError as error:
+        return all(line.startswith(f"{path}:") and "; " in line for line in str(error).splitlines())
+
+
+@given(st.text() | st.lists(st.sampled_from([*YAML_WORDS, *YAML_SPACES])).map("".join))
+def test_any_text_gives_config_or_error_lines(scratch: Path, text: str) -> None:
+    assert is_config_or_error_lines(scratch, text.encode())
+
+
+@given(st.binary())
+def test_any_bytes_give_config_or_error_lines(scratch: Path, content: bytes) -> None:
+    assert is_config_or_error_lines(scratch, content)
