@@ -169,7 +169,7 @@ def _adoption() -> Finding:
     return Finding(
         "adoption",
         ok=False,
-        detail="outside the initial pid namespace (a pod wants hostPID): older UDP sockets are written through",
+        detail="not in the initial pid namespace (a pod wants hostPID): older UDP sockets stay slow",
         needed=False,
     )
 
