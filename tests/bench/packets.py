@@ -1,0 +1,212 @@
+"""Cost per packet of our programs and of their rivals, by the kernel's own clock, over an empty program."""
+
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.bench.support import (
+    BENCH,
+    CPU,
+    RESET_AT_CLOSE,
+    AttachedProgram,
+    Cgroups,
+    ProgramFigures,
+    Spread,
+    cgroups,
+    compiled,
+    print_table,
+    run_statistics,
+    verdict,
+)
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.libbpf import Object, Program
+
+ROUNDS = 9
+MESSAGES = 15_000  # a round and contender
+CGROUPS = 50
+PAIRS = (500, 50, 1)  # of sockets: their storages miss the caches, fit the nearer ones, stay in the nearest
+
+FLOOR = "empty program (its whole run)"
+OURS = "sockledger"
+PERCPU = "per-CPU hash by cgroup"
+FLOW = "LRU hash by flow"
+TARGETS = {PERCPU: 0.7, FLOW: 0.5}
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+class Directions(NamedTuple):
+    """A figure of each of the two programs."""
+
+    receive: float
+    transmit: float
+
+
+@dataclass
+class Contender:
+    """A pair of programs."""
+
+    name: str
+    programs: tuple[Program, Program]
+    figures: list[ProgramFigures] = field(default_factory=list)
+
+    def nanoseconds(self, cgroup_fd: int, traffic: Callable[[], None]) -> Directions:
+        """Attach, run the traffic, detach: the mean time of a run of each program."""
+        with ExitStack() as stack:
+            attached = []
+            for program in self.programs:
+                link = program.attach_cgroup(cgroup_fd)
+                stack.callback(link.destroy)
+                attached.append(stack.enter_context(closing(AttachedProgram(link))))
+            before = [each.figures() for each in attached]
+            traffic()
+            self.figures = [each.figures() for each in attached]
+        return Directions(
+            *(
+                (new.run_ns - old.run_ns) / (new.runs - old.runs)
+                for new, old in zip(self.figures, before, strict=True)
+            )
+        )
+
+
+# ---- traffic
+
+
+def _udp_pair(first: Path, second: Path) -> Pair:
+    pair = []
+    for cgroup in (first, second):
+        Cgroups.enter(cgroup)
+        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        end.bind(("127.0.0.1", 0))
+        pair.append(end)
+    one, other = pair
+    one.connect(other.getsockname())
+    other.connect(one.getsockname())
+    return one, other
+
+
+def _tcp_pair(first: Path, second: Path) -> Pair:
+    Cgroups.enter(first)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Cgroups.enter(second)
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    for end in (one, other):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+    return one, other
+
+
+@contextmanager
+def _traffic(make: Callable[[Path, Path], Pair], below: Cgroups, pairs: int) -> Iterator[Callable[[], None]]:
+    """Yield a function that sends MESSAGES messages over all pairs, both ways, in a random order."""
+    with ExitStack() as stack:
+        ends = []
+        for number in range(pairs):
+            first, second = (below.children[(number + shift) % len(below.children)] for shift in (0, 1))
+            pair = make(first, second)
+            for end in pair:
+                stack.enter_context(end)
+            ends += [(pair[0].send, pair[1].recv), (pair[1].send, pair[0].recv)]
+        random.Random(0).shuffle(ends)
+        ends = (ends * (MESSAGES // len(ends) + 1))[:MESSAGES]
+        message = bytes(100)
+
+        def run() -> None:
+            for send, receive in ends:
+                send(message)
+                receive(200)
+
+        yield run
+
+
+PAIR_MAKERS = {"UDP": _udp_pair, "TCP": _tcp_pair}
+
+
+# ---- the measurement
+
+
+def run() -> None:
+    """Measure, and print a table for each kind of traffic."""
+    affinity = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CPU})
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, affinity)
+        stack.enter_context(run_statistics())
+        below = stack.enter_context(cgroups(CGROUPS))
+        root = CgroupRoot(below.path)
+        stack.callback(os.close, root.fd)
+        rivals = stack.enter_context(closing(Object(compiled(BENCH / "rivals.bpf.c"), "bench")))
+        rivals.load()
+        ours = stack.enter_context(closing(DataPath(root, cgroups=1024, socket_hooks=True)))
+        ours.attach()
+        contenders = [
+            Contender(name, (programs[f"{prefix}receive"], programs[f"{prefix}transmit"]))
+            for name, programs, prefix in (
+                (FLOOR, rivals.programs, "empty_"),
+                (OURS, ours.programs, ""),
+                (PERCPU, rivals.programs, "plain_"),
+                (f"{PERCPU}, atomic adds", rivals.programs, "atomic_"),
+                (FLOW, rivals.programs, "flow_"),
+            )
+        ]
+        ours.stop_counting()  # what stays attached are the hooks of the sockets' beginnings and ends
+        for pairs in PAIRS:
+            for protocol, make in PAIR_MAKERS.items():
+                spread = f"{2 * pairs} sockets in {min(CGROUPS, 2 * pairs)} cgroups"
+                with _traffic(make, below, pairs) as traffic:
+                    _measure(f"{protocol}, {spread}", contenders, root.fd, traffic)
+        _print_sizes(contenders)
+
+
+def _measure(title: str, contenders: list[Contender], cgroup_fd: int, traffic: Callable[[], None]) -> None:
+    found: dict[str, list[Directions]] = {contender.name: [] for contender in contenders}
+    for contender in contenders:  # after that every socket has its storage, every map its entries
+        contender.nanoseconds(cgroup_fd, traffic)
+    for number in range(ROUNDS):
+        first = number % len(contenders)
+        for contender in contenders[first:] + contenders[:first]:
+            found[contender.name].append(contender.nanoseconds(cgroup_fd, traffic))
+    cells: dict[str, list[str]] = {name: [name] for name in found}
+    ratios: dict[str, list[Spread]] = {name: [] for name in found}
+    for index in range(len(Directions._fields)):
+        floor = [values[index] for values in found[FLOOR]]
+        costs = {
+            name: [values[index] - base for values, base in zip(rounds, floor, strict=True)]
+            for name, rounds in found.items()
+        }
+        cells[FLOOR] += [f"{Spread(floor):.1f}", ""]
+        cells[OURS] += [f"{Spread(costs[OURS]):.1f}", ""]
+        for name in found.keys() - {FLOOR, OURS}:
+            ratio = Spread([ours / theirs for ours, theirs in zip(costs[OURS], costs[name], strict=True)])
+            ratios[name].append(ratio)
+            cells[name] += [f"{Spread(costs[name]):.1f}", f"{ratio:.2f}"]
+    print_table(
+        f"{title}: ns a packet, {ROUNDS} rounds of {MESSAGES} messages",
+        ("min / median / max", "receive", "ours / theirs", "transmit", "ours / theirs"),
+        list(cells.values()),
+    )
+    for name, target in TARGETS.items():
+        for direction, ratio in zip(Directions._fields, ratios[name], strict=True):
+            met = ratio.median <= target
+            print("  " + verdict(f"target: {direction} at most {target} of {name}", met=met))
+
+
+def _print_sizes(contenders: list[Contender]) -> None:
+    rows = []
+    for contender in contenders:
+        for direction, each in zip(Directions._fields, contender.figures, strict=True):
+            sizes = (each.instructions, each.verified_instructions, each.jited_bytes)
+            rows.append((f"{contender.name}, {direction}", *map(str, sizes)))
+    print_table(
+        "Programs with their subprograms, also those for rare cases",
+        ("", "instructions", "verified instructions", "bytes of machine code"),
+        rows,
+    )
