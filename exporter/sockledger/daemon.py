@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 # What a daemon passes on to the one it executes: "lock fd, listening fd, …"
 INHERITED = "SOCKLEDGER_INHERITED_FDS"
 
@@ -37,6 +40,8 @@ INHERITED = "SOCKLEDGER_INHERITED_FDS"
 def run(options: RunOptions) -> int:
     """Run until SIGTERM or SIGINT; return the exit status. UserError if it cannot start."""
     log.setup(options.log_level, options.log_format)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # usually 1024; a meter takes two
     return asyncio.run(Daemon(options).run())
 
 
@@ -55,8 +60,16 @@ class Daemon:
     async def run(self) -> int:
         """Start, serve, stop."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a predecessor in this process blocked them
+        try:
+            return await self._run()
+        finally:
+            # the loop's end restores the default action: a second signal would kill a stop that is done
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    async def _run(self) -> int:
         require()
         root = cgroups.find_root(self._options.cgroupfs)
         lock = Lock(self._options.bpffs, self._lock_fd)
@@ -75,8 +88,9 @@ class Daemon:
             try:
                 successor = await self._serve(datapath, root)
             finally:
-                self._executor.shutdown()
+                self._executor.shutdown(cancel_futures=True)
                 datapath.close()
+            successor = successor and not await self._stop_came()
         finally:
             if not successor:
                 lock.release()
@@ -175,6 +189,17 @@ class Daemon:
             logger.warning("executing anew with the new configuration: without pins all counters start at 0")
             return True
 
+    async def _stop_came(self) -> bool:
+        """Leave all signals from now on to the successor; return whether one before asks to stop."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        await asyncio.sleep(0.01)  # handlers of those that came before run
+        while not self._signals.empty():
+            number = self._signals.get_nowait()
+            if number != signal.SIGHUP:
+                logger.info("stopping", extra={"signal": number.name})
+                return True
+        return False
+
 
 def _take_inherited() -> tuple[int | None, list[socket]]:
     """Take the lock and the listening sockets that a predecessor in this process has passed on."""
@@ -184,7 +209,10 @@ def _take_inherited() -> tuple[int | None, list[socket]]:
     lock_fd, *listening = [int(fd) for fd in text.split(",")]
     for fd in (lock_fd, *listening):
         os.set_inheritable(fd, False)  # noqa: FBT003
-    return lock_fd, [socket(fileno=fd) for fd in listening]
+    sockets = [socket(fileno=fd) for fd in listening]
+    for each in sockets:
+        each.settimeout(0)  # Python does not look at what the descriptor is set to
+    return lock_fd, sockets
 
 
 def _execute_anew(lock: Lock, listening: list[socket]) -> None:

@@ -28,6 +28,8 @@ def setup(level: str, format: str) -> None:  # noqa: A002
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(FORMATS[format], tracebacks=level == "debug"))
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
+    # tornado tells of each malformed request at level info: anybody can make those
+    logging.getLogger("tornado").setLevel(logging.WARNING)
     # A log that cannot be written must not fill stderr with tracebacks.
     logging.raiseExceptions = False
 

@@ -13,13 +13,14 @@ from tests.bench.support import Spread, print_table, verdict
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.exposition.text import render
+from sockledger.workloads.names import Workload
 
 ROUNDS = 9
 LABEL_SETS = 25_000
 TIMES_FASTER = 15  # the target
 
 NAMES = ("receive_bytes", "receive_packets", "transmit_bytes", "transmit_packets")
-LABELS = ("cgroup", "protocol", "family")
+LABELS = (*Workload._fields, "protocol", "family")
 
 
 class _Ready(Collector):
@@ -32,9 +33,9 @@ class _Ready(Collector):
         return self._families
 
 
-def _label_values(number: int) -> tuple[str, str, str]:
-    cgroup = f"/system.slice/service-{number // 4:05}.service"
-    return cgroup, ("tcp", "udp")[number % 2], ("ipv4", "ipv6")[number // 2 % 2]
+def _label_values(number: int) -> tuple[str, ...]:
+    workload = Workload(cgroup=f"/system.slice/service-{number // 4:05}.service")
+    return *workload, ("tcp", "udp")[number % 2], ("ipv4", "ipv6")[number // 2 % 2]
 
 
 def _families() -> tuple[list[Family], list[ClientMetric]]:

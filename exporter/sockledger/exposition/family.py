@@ -60,7 +60,7 @@ def _render_labels(labels: Sequence[tuple[str, str]]) -> str:
         return " "
     parts = []
     for name, value in sorted(labels):
-        value = value.encode("utf-8", "replace").decode()  # a path may hold lone surrogates
+        value = value.encode("utf-8", "backslashreplace").decode()  # a path may hold lone surrogates
         value = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
         parts.append(f'{name}="{value}"')
     return "{" + ",".join(parts) + "} "

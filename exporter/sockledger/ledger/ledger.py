@@ -9,7 +9,7 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, TotalsKey, Traffic
 from sockledger.kernel.meters import Meters
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
-from sockledger.workloads.names import OVERFLOW, Names, Workload
+from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,10 @@ class Ledger:
         self._flushed = time.monotonic()
         self.books = Books(
             accounts=self._accounts(totals, overflow),
-            attach_points={"/": after, **self._meters.read()},
+            attach_points={
+                "/": after,
+                **{label_value(path): traffic for path, traffic in self._meters.read().items()},
+            },
             lost_updates=self.datapath.lost_updates(),
             totals_entries=len(totals),
             sockets=self.datapath.sockets_visited() - visited,

@@ -1,5 +1,6 @@
 """From a cgroup's id to the workload that people know."""
 
+import os
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ OVERFLOW = Workload(cgroup="other")  # totals that found their map full
 UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked
 
 
+def label_value(path: str) -> str:
+    """Return a cgroup's path as it is shown: what is not UTF-8 as ``\\xNN``, so that two names stay two."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 class Names:
     """Workloads by cgroup id. A cgroup that is gone keeps the name it had."""
 
@@ -41,7 +47,7 @@ class Names:
             paths = self._paths(new)
             for cgroup_id in new:
                 path = paths.get(cgroup_id)
-                self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=path)
+                self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
         return self._known
 
     def _paths(self, cgroup_ids: Collection[int]) -> dict[int, str | None]:
