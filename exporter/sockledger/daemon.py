@@ -54,7 +54,9 @@ class Daemon:
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._lock_fd, self._sockets = _take_inherited()
         # one thread owns the ledger: flushes and scrapes wait for each other, never for the event loop
-        self._executor = ThreadPoolExecutor(1, "ledger")
+        self._executor = ThreadPoolExecutor(
+            1, "ledger", initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, SIGNALS)
+        )
         self._ready = False
 
     async def run(self) -> int:
@@ -88,7 +90,7 @@ class Daemon:
             try:
                 successor = await self._serve(datapath, root)
             finally:
-                self._executor.shutdown(cancel_futures=True)
+                self._executor.shutdown()
                 datapath.close()
             successor = successor and not await self._stop_came()
         finally:

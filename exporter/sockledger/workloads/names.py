@@ -25,7 +25,7 @@ UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked
 
 
 def label_value(path: str) -> str:
-    """Return a cgroup's path as it is shown: what is not UTF-8 as ``\\xNN``, so that two names stay two."""
+    r"""Return a cgroup's path as it is shown: what is not UTF-8 as ``\xNN``, so that two names stay two."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,0 +1,96 @@
+"""One daemon at a time: a second one waits, and takes over when the first is gone, however it ended."""
+
+import fcntl
+import signal
+
+import pytest
+from tests.daemon.support import Daemon, Surroundings, eventually, existing_links
+from tests.daemon.traffic import send_datagrams
+from tests.kernel.machine import Netns, new_cgroup
+
+from sockledger.kernel.lock import Lock
+
+WAITING = "another sockledger is attached on this machine: waiting"
+
+
+def waiting(place: Surroundings) -> Daemon:
+    daemon = place.start()
+    eventually(lambda: daemon.lines(WAITING) == 1, "waiting")
+    return daemon
+
+
+def test_second_waits_then_serves(place: Surroundings, netns: Netns) -> None:
+    with new_cgroup(place.cgroup.path, "a") as a, new_cgroup(place.cgroup.path, "b") as b:
+        first = place.run()
+        programs = place.attached()
+        second = waiting(place)
+        sent = send_datagrams(netns, a, b)
+        assert place.attached() == programs
+        assert not second.links()
+        assert second.status("/-/ready") == 0, "it listens only when it counts"
+        assert first.settled().sum("transmit_bytes_total", cgroup="/a") == sent
+
+        assert first.stop() == 0
+        second.wait_until_ready()
+        assert len(place.attached()) == len(programs)
+        assert second.log.count(WAITING) == 1
+        sent = send_datagrams(netns, a, b)
+        assert second.settled().sum("transmit_bytes_total", cgroup="/a") == sent
+
+
+def test_killed_first(place: Surroundings) -> None:
+    first = place.run()
+    links, programs = first.links(), place.attached()
+    second = waiting(place)
+    first.process.kill()
+    first.process.wait()
+    eventually(lambda: not links & existing_links(), "links vanish")
+    second.wait_until_ready()
+    eventually(lambda: not programs & place.attached(), "programs vanish")
+    assert second.page().sum("config_last_reload_successful") == 1
+
+
+def test_killed_alone(place: Surroundings) -> None:
+    first = place.run()
+    first.process.kill()
+    first.process.wait()
+    eventually(lambda: not place.attached(), "programs vanish")
+    assert place.run().lines(WAITING) == 0, "its folder is left, its lock is not"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_waiting_one_can_be_stopped(place: Surroundings, number: signal.Signals) -> None:
+    first = place.run()
+    second = waiting(place)
+    second.send(signal.SIGHUP)
+    assert second.stop(number) == 0
+    assert first.status("/-/ready") == 200
+
+
+def test_third_takes_its_turn(place: Surroundings) -> None:
+    """Of several that wait one gets in, each time: the folder comes and goes between their looks."""
+    daemons = [place.run(), *(waiting(place) for _ in range(3))]
+    while len(daemons) > 1:
+        counting = [daemon for daemon in daemons if daemon.lines("msg=counting")]
+        assert len(counting) == 1
+        assert counting[0].stop() == 0
+        daemons.remove(counting[0])
+        eventually(lambda: any(daemon.status("/-/ready") == 200 for daemon in daemons), "another one")
+
+
+def test_folder_removed_before_it_is_locked(place: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock on a folder that is gone would be no lock: the next one makes a new folder."""
+    first, second = Lock(place.bpffs), Lock(place.bpffs)
+    assert first.try_acquire()
+    flock = fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        first.release()
+        flock(fd, operation)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", late)
+        assert not second.try_acquire()
+    assert second.try_acquire()
+    assert not first.try_acquire()
+    second.release()

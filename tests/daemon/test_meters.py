@@ -1,0 +1,107 @@
+"""Meters follow the globs as cgroups come and go, and agree with the workloads below them."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.daemon.support import Page, Surroundings, eventually
+from tests.daemon.test_bad_input import exclusive
+from tests.daemon.traffic import send_datagrams
+from tests.kernel.machine import Netns, new_cgroup
+
+FAST = "flush: {interval: 100ms}\n"
+MEASURES = ("receive_bytes_total", "receive_packets_total", "transmit_bytes_total", "transmit_packets_total")
+
+
+def points(page: Page) -> set[str]:
+    return page.labels("attach_point_receive_bytes_total", "attach_point")
+
+
+def of_subtree(page: Page, measure: str, path: str) -> int:
+    """What the workloads of a cgroup and of those below it have."""
+    cgroups = {
+        cgroup
+        for cgroup in page.labels(measure, "cgroup")
+        if cgroup == path or cgroup.startswith(path.rstrip("/") + "/")
+    }
+    return sum(page.sum(measure, cgroup=cgroup) for cgroup in cgroups)
+
+
+def test_agree_with_workloads(place: Surroundings, netns: Netns) -> None:
+    with ExitStack() as stack:
+        parent = stack.enter_context(new_cgroup(place.cgroup.path, "parent"))
+        first, second = (stack.enter_context(new_cgroup(parent.path, name)) for name in ("first", "second"))
+        outside = stack.enter_context(new_cgroup(place.cgroup.path, "outside"))
+        daemon = place.run(place.configure("attach: {meters: [/parent, '/parent/*']}"))
+        for sender, receiver, family in (
+            (first, second, "ipv4"),
+            (second, parent, "ipv6"),
+            (parent, outside, "ipv4"),
+            (outside, first, "ipv6"),
+        ):
+            send_datagrams(netns, sender, receiver, family=family)
+        page = daemon.settled()
+        assert points(page) == {"/", "/parent", "/parent/first", "/parent/second"}
+        for measure in MEASURES:
+            for point in points(page):
+                counted = page.sum(f"attach_point_{measure}", attach_point=point)
+                assert counted == of_subtree(page, measure, point) > 0
+            children = sum(
+                page.sum(f"attach_point_{measure}", attach_point=f"/parent/{name}")
+                for name in ("first", "second")
+            )
+            own = page.sum(measure, cgroup="/parent")
+            assert page.sum(f"attach_point_{measure}", attach_point="/parent") == children + own
+
+
+def test_follow_cgroups(place: Surroundings, netns: Netns) -> None:
+    daemon = place.run(place.configure(f"attach: {{meters: ['/pods/*']}}\n{FAST}"))
+    root_only = len(place.attached())
+    with new_cgroup(place.cgroup.path, "pods") as pods:
+        with new_cgroup(pods.path, "late") as late:
+            eventually(lambda: points(daemon.page()) == {"/", "/pods/late"}, "followed")
+            sent = send_datagrams(netns, late, late)
+            page = daemon.settled()
+            assert page.sum("attach_point_transmit_bytes_total", attach_point="/pods/late") == sent
+            assert page.sum("transmit_bytes_total", cgroup="/pods/late") == sent
+        eventually(lambda: points(daemon.page()) == {"/"}, "its series end")
+        assert len(place.attached()) == root_only
+        assert daemon.page().sum("transmit_bytes_total", cgroup="/pods/late") == sent, "a workload's do not"
+
+        with new_cgroup(pods.path, "late") as late:  # the same path again, another cgroup
+            eventually(lambda: points(daemon.page()) == {"/", "/pods/late"}, "followed again")
+            sent = send_datagrams(netns, late, late, number=3)
+            page = daemon.settled()
+            assert page.sum("attach_point_transmit_bytes_total", attach_point="/pods/late") == sent
+    assert daemon.lines("level=WARN") == daemon.lines("level=ERROR") == 0
+
+
+def test_root_is_never_matched(place: Surroundings) -> None:
+    with new_cgroup(place.cgroup.path, "a") as a, new_cgroup(a.path, "b"):
+        daemon = place.run(place.configure("attach: {meters: ['/**', '/*', '/**/*']}"))
+        page = daemon.page()
+        assert points(page) == {"/", "/a", "/a/b"}
+        attached = place.attached_by_cgroup()
+        assert len(attached[place.cgroup.path]) == 4, "receive, transmit, udp_created, udp_released"
+        assert len(attached[a.path]) == 2
+
+
+def test_exclusive_program(place: Surroundings, exclusive_program: Path) -> None:
+    with ExitStack() as stack:
+        taken, free = (stack.enter_context(new_cgroup(place.cgroup.path, name)) for name in ("taken", "free"))
+        stack.enter_context(exclusive(place, exclusive_program, taken.path))
+        daemon = place.run(place.configure(f"attach: {{meters: ['/*']}}\n{FAST}"))
+        assert points(daemon.settled()) == {"/", f"/{free.path.name}"}
+        assert daemon.lines("meter not attached", "/taken: the cgroup refuses program meter_transmit") == 1
+        assert daemon.lines("level=WARN") == 1
+        assert len(place.attached_by_cgroup()[taken.path]) == 1, "the other's; no half a meter"
+
+
+def test_more_meters_than_descriptors(place: Surroundings) -> None:
+    """The usual soft limit does not matter; 60 stands for 1024."""
+    with ExitStack() as stack:
+        names = {f"/{number}" for number in range(40)}
+        for name in names:
+            stack.enter_context(new_cgroup(place.cgroup.path, name.strip("/")))
+        flag = place.configure("attach: {meters: ['/*']}")
+        daemon = place.run(flag, prefix=("prlimit", "--nofile=60:1000"))
+        assert points(daemon.page()) == names | {"/"}
