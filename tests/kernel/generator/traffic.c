@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Makes traffic and says exactly what it made: traffic SCENARIO --count N [OPTION VALUE ...]
+ *
+ *   tcp         connections that end in every orderly and disorderly way, client and server in two threads
+ *   unaccepted  a listener closed with connections that nobody accepted
+ *   killed      processes killed with open connections
+ *   udp         sockets connected or not, answered, refused, and closed with unread data
+ *   flood       UDP sockets closed at once while another thread floods their port
+ *   others      UDP-Lite, ping sockets, raw ICMP, raw IP
+ *   steady      UDP and TCP sockets that send in turn until standard input ends
+ *   idle        the same, but after one round they wait
+ *   bulk        one connection that sends --count times 1 MiB, and its TCP_INFO
+ *
+ * One process plays both sides: a socket belongs to the cgroup and the network namespace that its maker
+ * was in, wherever the maker goes afterwards. Prints one line of JSON: under "figures" the IP packets and
+ * bytes of each side that follow from the calls it made, TCP excepted, and under "events" how often what
+ * happened.
+ */
+#define _GNU_SOURCE
+#include "tcp.h"
+#include "udp.h"
+#include "flood.h"
+#include "others.h"
+#include "pairs.h"
+#include "bulk.h"
+#include <fcntl.h>
+#include <sys/resource.h>
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} scenarios[] = {{"tcp", tcp},	 {"unaccepted", unaccepted}, {"killed", killed},
+		 {"udp", udp},	 {"flood", flood},	     {"others", others},
+		 {"idle", idle}, {"steady", steady},	     {"bulk", bulk}};
+
+static int open_path(const char *path, int flags)
+{
+	return check(open(path, flags | O_CLOEXEC), path);
+}
+
+static void read_options(int argc, char **argv)
+{
+	for (int i = 2; i + 1 < argc; i += 2) {
+		const char *name = argv[i], *value = argv[i + 1];
+
+		if (!strcmp(name, "--count"))
+			options.count = atol(value);
+		else if (!strcmp(name, "--seconds"))
+			options.seconds = atol(value);
+		else if (!strcmp(name, "--family"))
+			options.family = atol(value);
+		else if (!strcmp(name, "--v4"))
+			options.v4 = value;
+		else if (!strcmp(name, "--v6"))
+			options.v6 = value;
+		else if (!strcmp(name, "--client-cgroup"))
+			options.cgroup[CLIENT] = open_path(value, O_WRONLY);
+		else if (!strcmp(name, "--server-cgroup"))
+			options.cgroup[SERVER] = open_path(value, O_WRONLY);
+		else if (!strcmp(name, "--client-netns"))
+			options.netns[CLIENT] = open_path(value, O_RDONLY);
+		else if (!strcmp(name, "--server-netns"))
+			options.netns[SERVER] = open_path(value, O_RDONLY);
+		else {
+			errno = EINVAL;
+			fail(name);
+		}
+	}
+}
+
+static void raise_file_limit(void)
+{
+	struct rlimit limit;
+
+	check(getrlimit(RLIMIT_NOFILE, &limit), "RLIMIT_NOFILE");
+	limit.rlim_cur = limit.rlim_max;
+	check(setrlimit(RLIMIT_NOFILE, &limit), "RLIMIT_NOFILE");
+}
+
+int main(int argc, char **argv)
+{
+	read_options(argc, argv);
+	raise_file_limit();
+	alarm(TIME_LIMIT); /* ends what hangs */
+	for (size_t i = 0; argc > 1 && i < sizeof(scenarios) / sizeof(*scenarios); i++)
+		if (!strcmp(argv[1], scenarios[i].name)) {
+			scenarios[i].run();
+			print_result();
+			return 0;
+		}
+	errno = EINVAL;
+	fail("SCENARIO");
+}

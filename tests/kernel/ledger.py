@@ -1,0 +1,103 @@
+"""What tests do with a DataPath: flush it, and compare what it says."""
+
+import re
+import struct
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+
+from tests.kernel.objects import BPF
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath, Traffic
+
+NOTHING = Traffic(0, 0, 0, 0)
+CGROUPS = 1000
+
+
+@contextmanager
+def attached(
+    root: CgroupRoot,
+    image: bytes | None = None,
+    *,
+    cgroups: int = CGROUPS,
+    socket_hooks: bool = True,
+    kind: type[DataPath] = DataPath,
+) -> Iterator[DataPath]:
+    path = kind(root, cgroups=cgroups, socket_hooks=socket_hooks, image=image)
+    path.attach()  # closes it where it fails
+    try:
+        yield path
+    finally:
+        path.close()
+
+
+@contextmanager
+def flushing(path: DataPath, period: float | None) -> Iterator[None]:
+    """Flush all the while, *period* seconds apart; None: never."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(period):
+            path.flush_sockets()
+
+    thread = threading.Thread(target=loop)
+    if period is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if period is not None:
+            thread.join()
+
+
+def flush(path: DataPath) -> None:
+    """Flush, and wait for drains that began elsewhere."""
+    path.flush_sockets()
+    path.grace_period()
+
+
+def all_totals(path: DataPath) -> Traffic:
+    overflow = (traffic for _, traffic in path.overflow())
+    return reduce(Traffic.plus, [*(traffic for _, traffic in path.totals()), *overflow], NOTHING)
+
+
+def minus(left: Traffic, right: Traffic) -> Traffic:
+    return Traffic(*map(int.__sub__, left, right))
+
+
+def final_difference(path: DataPath, root: CgroupRoot) -> Traffic:
+    """Stop counting, and return totals minus control: exact, whatever else runs on this machine.
+
+    First it lets the kernel free the storages of sockets that ended, in RCU's time: what was left there is
+    lost, and no flush may save it.
+    """
+    path.stop_counting()
+    time.sleep(0.3)
+    flush(path)
+    return minus(all_totals(path), path.control(root.id))
+
+
+def totals_of(path: DataPath, cgroup_id: int) -> dict[tuple[str, str], Traffic]:
+    """Return a cgroup's totals by protocol and family."""
+    found: dict[tuple[str, str], Traffic] = defaultdict(lambda: NOTHING)
+    for key, traffic in path.totals():
+        if key.cgroup_id == cgroup_id and any(traffic):
+            name = path.names.protocol[key.protocol], path.names.family[key.family]
+            found[name] = found[name].plus(traffic)
+    return dict(found)
+
+
+def branches(path: DataPath) -> dict[str, int]:
+    """Return how often each branch was taken, of an object with BRANCH_COUNTERS."""
+    names = re.findall(r"^\tBRANCH_(\w+),", (BPF / "branch.h").read_text(), re.MULTILINE)
+    counts = {}
+    for index, name in enumerate(names):
+        value = path.maps["branches"].lookup(struct.pack("=I", index))
+        assert value is not None
+        counts[name] = int.from_bytes(value, "little")
+    return counts

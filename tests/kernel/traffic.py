@@ -1,0 +1,117 @@
+"""The traffic generator from Python; its scenarios are described in generator/traffic.c."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kernel.machine import Cgroup, Netns, run
+
+from sockledger.kernel.datapath import Traffic
+
+SOURCE = Path(__file__).with_name("generator") / "traffic.c"
+SCALE = int(os.environ.get("SOCKLEDGER_TEST_SCALE", "1"))
+
+# Together all kinds of packets there are: 10,000 TCP connections, 10,000 UDP sockets closed under fire.
+EVERYTHING = {"tcp": 7000, "unaccepted": 1000, "killed": 2000, "udp": 4000, "flood": 10000, "others": 200}
+
+
+def scaled(count: int) -> int:
+    """Return a count for this machine; never so small that a scenario leaves something out."""
+    return max(count // SCALE, 50)
+
+
+def compile_generator(folder: Path) -> Path:
+    binary = folder / "traffic"
+    run(
+        *("clang", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"),
+        *(str(SOURCE), "-o", str(binary)),
+    )
+    return binary
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the generator says that it did."""
+
+    figures: dict[tuple[str, str, str], Traffic]  # by side, protocol and family
+    events: dict[str, int]
+
+    def side(self, name: str) -> dict[tuple[str, str], Traffic]:
+        """Return one side's figures that are not all 0, by protocol and family."""
+        return {
+            (protocol, family): traffic
+            for (side, protocol, family), traffic in self.figures.items()
+            if side == name and any(traffic)
+        }
+
+
+class Running:
+    """A generator at work."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def wait_ready(self) -> None:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line == "ready\n", f"{self._process.args!r} failed: {line!r}"
+
+    def result(self) -> Result:
+        """End its standard input, and wait for its end."""
+        output, complaint = self._process.communicate()
+        assert self._process.returncode == 0, (
+            f"{self._process.args!r}: {complaint or self._process.returncode}"
+        )
+        printed = json.loads(output.splitlines()[-1])  # after "ready", if nobody waited for it
+        figures = {
+            (side, protocol, family): Traffic(*each) for side, protocol, family, *each in printed["figures"]
+        }
+        return Result(figures, printed["events"])
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The program, and where its two sides are."""
+
+    binary: Path
+    client: Cgroup
+    server: Cgroup
+    client_netns: Netns | None = None  # None: this machine's own, of which only the loopback is used
+    server_netns: Netns | None = None
+    addresses: tuple[str, str] = ("127.0.0.1", "::1")
+
+    @contextmanager
+    def start(self, scenario: str, count: int, **options: int) -> Iterator[Running]:
+        command = [str(self.binary), scenario, "--count", str(count)]
+        for side, cgroup, netns in (
+            ("client", self.client, self.client_netns),
+            ("server", self.server, self.server_netns),
+        ):
+            command += [f"--{side}-cgroup", str(cgroup.processes)]
+            if netns is not None:
+                command += [f"--{side}-netns", str(netns.path)]
+        command += ["--v4", self.addresses[0], "--v6", self.addresses[1]]
+        for name, value in options.items():
+            command += [f"--{name}", str(value)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                yield Running(process)
+            finally:
+                process.kill()
+
+    def run(self, scenario: str, count: int, **options: int) -> Result:
+        """Run a scenario to its end; those that wait for the end of their input get it at once."""
+        with self.start(scenario, count, **options) as running:
+            return running.result()
+
+    def run_together(self, counts: dict[str, int]) -> dict[str, Result]:
+        """Run scenarios at the same time."""
+        with ThreadPoolExecutor(len(counts)) as pool:
+            running = {name: pool.submit(self.run, name, scaled(count)) for name, count in counts.items()}
+            return {name: future.result() for name, future in running.items()}

@@ -1,0 +1,105 @@
+"""Counts that owe nothing to BPF: the kernel's packet filter, and the counters of an interface."""
+
+import json
+import time
+from collections import defaultdict
+
+from tests.kernel.ledger import NOTHING
+from tests.kernel.machine import Cgroup, Netns, run
+from tests.kernel.traffic import Result
+
+from sockledger.kernel.datapath import Traffic
+
+# The handshake's third ACK: an IP header, and a TCP header with the timestamp option.
+THIRD_ACK = {"ipv4": 20 + 32, "ipv6": 40 + 32}
+
+
+# A reset that answers a segment (it has no options, unlike one that a socket sends by itself) is sent
+# through a socket of the kernel's; for IPv6 the programs do not run then, though it bears the other socket.
+_IPV6_REPLY = "meta nfproto ipv6 tcp flags & rst == rst tcp doff 5 accept"
+
+
+class PacketFilter:
+    """nftables counters of each cgroup's TCP and UDP, by protocol and family.
+
+    Its socket expression knows full sockets only, as the programs do. But the programs also see two packets
+    of a handshake that belong to no full socket yet, as the listener's: the SYN-ACK that goes out, which has
+    a rule of its own here, and the third ACK that comes in, of which each connection has exactly one.
+    """
+
+    def __init__(self, netns: Netns, root: Cgroup, sides: dict[str, Cgroup]) -> None:
+        self._netns = netns
+        rules = {"input": [], "output": [_IPV6_REPLY]}
+        counters = []
+        for chain, direction in (("input", "receive"), ("output", "transmit")):
+            for protocol in ("tcp", "udp"):
+                for family in ("ipv4", "ipv6"):
+                    match = f"meta nfproto {family} meta l4proto {protocol}"
+                    for side, cgroup in sides.items():
+                        name = f"{side}_{protocol}_{family}_{direction}"
+                        path = cgroup.path.relative_to(root.path)
+                        level = len(path.parts)
+                        rules[chain].append(
+                            f'{match} socket cgroupv2 level {level} "{path}" counter name {name}'
+                        )
+                        counters.append(f"counter {name} {{ }}")
+        for family in ("ipv4", "ipv6"):
+            rules["output"].append(
+                f"meta nfproto {family} tcp flags & (syn | ack) == (syn | ack) "
+                f"counter name server_tcp_{family}_transmit"
+            )
+        chains = [
+            f"chain {hook} {{ type filter hook {hook} priority 0; {'; '.join(rules[hook])}; }}"
+            for hook in rules
+        ]
+        # nft finds the cgroup by its path below /sys/fs/cgroup, which is not cgroup v2 on every host
+        run(
+            *("unshare", "--mount", "sh", "-c"),
+            f"mount --bind {root.path} /sys/fs/cgroup && exec nsenter --net={netns.path} nft -f -",
+            stdin="\n".join(["table inet truth {", *counters, *chains, "}"]),
+        )
+
+    def counts(self, side: str, result: Result) -> dict[tuple[str, str], Traffic]:
+        """Return what one side's sockets received and sent, given the connections the generator made."""
+        found: dict[tuple[str, str], Traffic] = defaultdict(lambda: NOTHING)
+        for entry in json.loads(self._netns.run("nft", "-j", "list", "counters"))["nftables"]:
+            if "counter" not in entry:
+                continue
+            counter = entry["counter"]
+            its_side, protocol, family, direction = counter["name"].split("_")
+            if its_side != side:
+                continue
+            figures = counter["bytes"], counter["packets"]
+            traffic = Traffic(*figures, 0, 0) if direction == "receive" else Traffic(0, 0, *figures)
+            found[protocol, family] = found[protocol, family].plus(traffic)
+        if side == "server":
+            for family, size in THIRD_ACK.items():
+                acks = result.events[f"connections_{family}"]
+                found["tcp", family] = found["tcp", family].plus(Traffic(acks * size, acks, 0, 0))
+        return {key: traffic for key, traffic in found.items() if any(traffic)}
+
+
+ETHERNET_HEADER = 14
+
+
+def settled_interface(netns: Netns) -> Traffic:
+    """Return an interface's counts once they stand still: delayed ACKs have been sent."""
+    before = interface_counts(netns)
+    while True:
+        time.sleep(0.3)
+        after = interface_counts(netns)
+        if after == before:
+            return after
+        before = after
+
+
+def interface_counts(netns: Netns, name: str = "veth") -> Traffic:
+    """Return what an interface's counters say of IP; super-packets count once."""
+    (link,) = json.loads(netns.run("ip", "-json", "-stats", "link", "show", name))
+    receive, transmit = link["stats64"]["rx"], link["stats64"]["tx"]
+    return Traffic(
+        receive["bytes"] - ETHERNET_HEADER * receive["packets"],
+        receive["packets"],
+        transmit["bytes"] - ETHERNET_HEADER * transmit["packets"],
+        transmit["packets"],
+    )
