@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.ledger import attached
-from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, sysctl_set
 from tests.kernel.objects import build
 from tests.kernel.traffic import SCALE, Generator, compile_generator
+from tests.kernel.truth import runs_for_ipv6_synack
 
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 
@@ -44,6 +45,20 @@ def patched_kernel(root: CgroupRoot) -> Iterator[None]:
         with attached(empty):
             yield
         os.close(empty.fd)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def long_backlog() -> Iterator[None]:
+    """Packets that the backlog drops have passed an interface, and reach no socket."""
+    with sysctl_set("net.core.netdev_max_backlog", "100000"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ipv6_synack(root: CgroupRoot) -> bool:
+    """Whether this kernel runs programs for the SYN-ACK over IPv6."""
+    with new_cgroup(root.path, f"sockledger-{os.getpid()}-synack") as cgroup:
+        return runs_for_ipv6_synack(cgroup)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Programs of others at a cgroup: two instructions that let everything pass."""
+"""Programs of others at a cgroup: two instructions that let everything pass, or nothing."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ INGRESS, EGRESS = 0, 1
 EXCLUSIVE, ALLOW_OVERRIDE, ALLOW_MULTI = 0, 1, 2
 BY_LINK = -1  # always beside others
 _PROG_TYPE_CGROUP_SKB = 8
-_PASS = struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # r0 = 1; exit
+PASS, DROP = 1, 0
 
 
 class _LoadOpts(ctypes.Structure):
@@ -23,12 +23,15 @@ class _LoadOpts(ctypes.Structure):
 
 
 @contextmanager
-def foreign_program(cgroup: Cgroup, attach_type: int, flags: int) -> Iterator[None]:
+def foreign_program(cgroup: Cgroup, attach_type: int, flags: int, verdict: int = PASS) -> Iterator[None]:
     """Attach a program of its own, by a link or as older tools do: only so can it be exclusive."""
     libbpf = ctypes.CDLL("libbpf.so.1")
     options = _LoadOpts(sz=ctypes.sizeof(_LoadOpts), expected_attach_type=attach_type)
+    instructions = struct.pack("<BBhi", 0xB7, 0, 0, verdict) + struct.pack(
+        "<BBhi", 0x95, 0, 0, 0
+    )  # r0 = …; exit
     program = libbpf.bpf_prog_load(
-        _PROG_TYPE_CGROUP_SKB, b"foreign", b"GPL", _PASS, ctypes.c_size_t(2), ctypes.byref(options)
+        _PROG_TYPE_CGROUP_SKB, b"foreign", b"GPL", instructions, ctypes.c_size_t(2), ctypes.byref(options)
     )
     assert program >= 0, os.strerror(-program)
     target = os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,9 +1,13 @@
-"""Counts that owe nothing to BPF: the kernel's packet filter, and the counters of an interface."""
+"""Counts that owe nothing to our programs: the kernel's packet filter, and the counters of an interface."""
 
 import json
+import socket
+import subprocess
+import sys
 import time
 from collections import defaultdict
 
+from tests.kernel.foreign import ALLOW_MULTI, DROP, EGRESS, foreign_program
 from tests.kernel.ledger import NOTHING
 from tests.kernel.machine import Cgroup, Netns, run
 from tests.kernel.traffic import Result
@@ -19,6 +23,64 @@ THIRD_ACK = {"ipv4": 20 + 32, "ipv6": 40 + 32}
 _IPV6_REPLY = "meta nfproto ipv6 tcp flags & rst == rst tcp doff 5 accept"
 
 
+_LISTEN = """
+import pathlib, socket, sys
+pathlib.Path(sys.argv[1]).write_text("0")
+listening = socket.create_server(("::1", 0), family=socket.AF_INET6)
+print(listening.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def runs_for_ipv6_synack(cgroup: Cgroup) -> bool:
+    """Whether this kernel runs egress programs for the SYN-ACK over IPv6, which 6.1 does not.
+
+    A program that drops all that a listener in *cgroup* sends lets a connection come about only if not.
+    """
+    with (
+        foreign_program(cgroup, EGRESS, ALLOW_MULTI, DROP),
+        subprocess.Popen(
+            [sys.executable, "-c", _LISTEN, str(cgroup.path / "cgroup.procs")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as listener,
+    ):
+        assert listener.stdout is not None
+        port = int(listener.stdout.readline())
+        try:
+            socket.create_connection(("::1", port), timeout=0.9).close()
+        except TimeoutError:
+            runs = True
+        else:
+            runs = False
+        listener.kill()
+    return runs
+
+
+class SynAcks:
+    """Counts a namespace's outgoing SYN-ACKs over IPv6."""
+
+    def __init__(self, netns: Netns) -> None:
+        self._netns = netns
+        netns.run(
+            "nft",
+            "table inet synacks { counter synacks {}; chain output { type filter hook output priority 1;"
+            " meta nfproto ipv6 tcp flags & (syn | ack) == (syn | ack) counter name synacks; }; }",
+        )
+
+    def counted(self) -> Traffic:
+        """Return what has left so far."""
+        (counter,) = [
+            entry["counter"]
+            for entry in json.loads(
+                self._netns.run("nft", "-j", "list", "counters", "table", "inet", "synacks")
+            )["nftables"]
+            if "counter" in entry
+        ]
+        return Traffic(0, 0, counter["bytes"], counter["packets"])
+
+
 class PacketFilter:
     """nftables counters of each cgroup's TCP and UDP, by protocol and family.
 
@@ -27,7 +89,8 @@ class PacketFilter:
     a rule of its own here, and the third ACK that comes in, of which each connection has exactly one.
     """
 
-    def __init__(self, netns: Netns, root: Cgroup, sides: dict[str, Cgroup]) -> None:
+    def __init__(self, netns: Netns, root: Cgroup, sides: dict[str, Cgroup], *, ipv6_synack: bool) -> None:
+        """Count from now on. *ipv6_synack*: whether programs run for it."""
         self._netns = netns
         rules = {"input": [], "output": [_IPV6_REPLY]}
         counters = []
@@ -43,7 +106,7 @@ class PacketFilter:
                             f'{match} socket cgroupv2 level {level} "{path}" counter name {name}'
                         )
                         counters.append(f"counter {name} {{ }}")
-        for family in ("ipv4", "ipv6"):
+        for family in ("ipv4", "ipv6") if ipv6_synack else ("ipv4",):
             rules["output"].append(
                 f"meta nfproto {family} tcp flags & (syn | ack) == (syn | ack) "
                 f"counter name server_tcp_{family}_transmit"
