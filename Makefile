@@ -50,7 +50,7 @@ build: $(VENV)/installed $(OBJECT)
 $(OBJECT): $(wildcard bpf/*.h bpf/*.c bpf/Makefile) | packages-run
 	$(MAKE) --no-print-directory -C bpf OBJECT=$(CURDIR)/$@
 
-$(VENV)/installed: pyproject.toml bpf/hatch_build.py | packages-run
+$(VENV)/installed: pyproject.toml bpf/hatch_build.py | packages-run $(OBJECT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip install --quiet --editable . --group dev

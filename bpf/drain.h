@@ -5,6 +5,7 @@
 
 #include "branch.h"
 #include "ledger.h"
+#include <asm/errno.h>
 
 /* Never NULL: the map is an array of one. */
 static __always_inline struct lost_updates *lost_updates(void)
@@ -20,19 +21,20 @@ static __always_inline struct totals *totals_of(const struct totals_key *key)
 	struct totals *t = bpf_map_lookup_elem(&totals, key);
 	struct totals none = {};
 	struct lost_updates *l;
+	long error;
 	__u32 i;
 
 	if (t)
 		return t;
 	/* -EEXIST: another CPU was first, and the look-up finds its entry */
-	bpf_map_update_elem(&totals, key, &none, BPF_NOEXIST);
+	error = bpf_map_update_elem(&totals, key, &none, BPF_NOEXIST);
 	t = bpf_map_lookup_elem(&totals, key);
 	if (t)
 		return t;
 	BRANCH(TOTALS_FULL);
 	l = lost_updates();
 	if (l)
-		__sync_fetch_and_add(&l->totals_full, 1);
+		__sync_fetch_and_add(error == -E2BIG ? &l->totals_full : &l->totals_busy, 1);
 	i = key->protocol * FAMILIES + key->family;
 	return bpf_map_lookup_elem(&overflow, &i);
 }

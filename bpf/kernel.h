@@ -27,7 +27,10 @@ struct socket {
 	struct sock *sk;
 };
 
-struct task_struct;
+struct task_struct {
+	int softirq_disable_cnt;
+};
+
 struct file;
 
 struct bpf_iter_meta;

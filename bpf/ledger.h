@@ -76,6 +76,7 @@ struct count {
 struct lost_updates {
 	__u64 storage;	   /* no socket storage: written through, nothing is missing */
 	__u64 totals_full; /* counted in overflow, so without its cgroup */
+	__u64 totals_busy; /* the same, where an interrupt found the map's bucket being changed (up to 6.6) */
 };
 
 struct {

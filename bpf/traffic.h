@@ -4,6 +4,7 @@
  * at further attach points. They only count and always return 1.
  */
 #include "drain.h"
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -47,13 +48,27 @@ static __always_inline __u32 wire_segments(struct __sk_buff *skb)
 	return skb->gso_size ? segments_of_untrusted(skb) : 1;
 }
 
-/* Double entry's other side. Atomic though per CPU: egress in process context can be interrupted. */
-static __always_inline void count_control(struct __sk_buff *skb, __u32 segments)
+/* Only PREEMPT_RT kernels have this member; there a softirq can be preempted. */
+static __always_inline bool softirqs_preemptible(void)
+{
+	return bpf_core_field_exists(((struct task_struct *)0)->softirq_disable_cnt);
+}
+
+/*
+ * Double entry's other side. Atomic at egress though per CPU: it can be interrupted in process context.
+ * Ingress runs with softirqs off, so that nothing comes between a plain add's load and store.
+ */
+static __always_inline void count_control(struct __sk_buff *skb, __u32 segments, enum direction direction)
 {
 	struct count *c = bpf_get_local_storage(&control, 0);
 
-	__sync_fetch_and_add(&c->bytes, skb->len);
-	__sync_fetch_and_add(&c->packets, segments);
+	if (direction == RECEIVE && !softirqs_preemptible()) {
+		c->bytes += skb->len;
+		c->packets += segments;
+	} else {
+		__sync_fetch_and_add(&c->bytes, skb->len);
+		__sync_fetch_and_add(&c->packets, segments);
+	}
 }
 
 static __always_inline enum family family_of(struct __sk_buff *skb)
@@ -190,7 +205,7 @@ static __always_inline void count_packet(struct __sk_buff *skb, enum direction d
 	struct bpf_sock *sk = skb->sk;
 	struct socket_counts *s = NULL;
 
-	count_control(skb, segments);
+	count_control(skb, segments, direction);
 	if (sk)
 		s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (s && READ_ONCE(s->state) == FAST)
@@ -216,13 +231,13 @@ int transmit(struct __sk_buff *skb)
 SEC("cgroup_skb/ingress")
 int meter_receive(struct __sk_buff *skb)
 {
-	count_control(skb, wire_segments(skb));
+	count_control(skb, wire_segments(skb), RECEIVE);
 	return 1;
 }
 
 SEC("cgroup_skb/egress")
 int meter_transmit(struct __sk_buff *skb)
 {
-	count_control(skb, wire_segments(skb));
+	count_control(skb, wire_segments(skb), TRANSMIT);
 	return 1;
 }

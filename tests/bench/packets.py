@@ -157,7 +157,10 @@ def run() -> None:
                 (FLOW, rivals.programs, "flow_"),
             )
         ]
-        ours.stop_counting()  # what stays attached are the hooks of the sockets' beginnings and ends
+        for name in ("transmit", "receive"):
+            ours.links.pop(
+                name
+            ).destroy()  # what stays attached are the hooks of the sockets' beginnings and ends
         for pairs in PAIRS:
             for protocol, make in PAIR_MAKERS.items():
                 spread = f"{2 * pairs} sockets in {min(CGROUPS, 2 * pairs)} cgroups"

@@ -81,7 +81,7 @@ def test_root_is_never_matched(place: Surroundings) -> None:
         page = daemon.page()
         assert points(page) == {"/", "/a", "/a/b"}
         attached = place.attached_by_cgroup()
-        assert len(attached[place.cgroup.path]) == 4, "receive, transmit, udp_created, udp_released"
+        assert len(attached[place.cgroup.path]) == 4, "receive, transmit, udp_created, released"
         assert len(attached[a.path]) == 2
 
 

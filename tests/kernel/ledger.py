@@ -70,13 +70,20 @@ def minus(left: Traffic, right: Traffic) -> Traffic:
     return Traffic(*map(int.__sub__, left, right))
 
 
+def stop_counting(path: DataPath) -> None:
+    """Take off the hot path, and let what runs of it end."""
+    for name in ("transmit", "receive"):
+        path.links.pop(name).destroy()
+    path.grace_period()
+
+
 def final_difference(path: DataPath, root: CgroupRoot) -> Traffic:
     """Stop counting, and return totals minus control: exact, whatever else runs on this machine.
 
     First it lets the kernel free the storages of sockets that ended, in RCU's time: what was left there is
     lost, and no flush may save it.
     """
-    path.stop_counting()
+    stop_counting(path)
     time.sleep(0.3)
     flush(path)
     return minus(all_totals(path), path.control(root.id))
@@ -87,7 +94,7 @@ def totals_of(path: DataPath, cgroup_id: int) -> dict[tuple[str, str], Traffic]:
     found: dict[tuple[str, str], Traffic] = defaultdict(lambda: NOTHING)
     for key, traffic in path.totals():
         if key.cgroup_id == cgroup_id and any(traffic):
-            name = path.names.protocol[key.protocol], path.names.family[key.family]
+            name = path.labels.protocol[key.protocol], path.labels.family[key.family]
             found[name] = found[name].plus(traffic)
     return dict(found)
 

@@ -116,7 +116,7 @@ def test_totals_full(root: CgroupRoot, generator: Generator) -> None:
         results = generator.run_together({"tcp": 1400, "udp": 1000, "flood": 1000, "others": 50})
         assert final_difference(path, root) == NOTHING
         overflow = {
-            (path.names.protocol[protocol], path.names.family[family]): traffic
+            (path.labels.protocol[protocol], path.labels.family[family]): traffic
             for (protocol, family), traffic in path.overflow()
         }
         expected = dict.fromkeys(overflow, NOTHING)

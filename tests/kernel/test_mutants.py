@@ -125,7 +125,7 @@ class HotPathFirst(DataPath):
         self._attach_root("transmit")
         self.generator.run("tcp", scaled(200))
         time.sleep(0.2)
-        for name in ("udp_released", "udp_created"):
+        for name in ("released", "udp_created"):
             self._attach_root(name)
         self.links["tcp_destroyed"] = self.programs["tcp_destroyed"].attach()
         self._adopt()

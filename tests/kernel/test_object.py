@@ -73,7 +73,7 @@ def test_listing_finds_other_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "program", ["receive", "transmit", "meter_receive", "meter_transmit", "udp_created", "udp_released"]
+    "program", ["receive", "transmit", "meter_receive", "meter_transmit", "udp_created", "released"]
 )
 def test_returns_1(tmp_path: Path, program: str) -> None:
     image = tmp_path / "object"

@@ -37,7 +37,8 @@ LOST_UPDATES = Metric(
     "sockledger_lost_updates",
     MetricType.COUNTER,
     "Updates in the kernel that failed. storage: no socket storage, counted all the same, only slower. "
-    "totals_full: counted under cgroup other (limits.cgroups is too small).",
+    "totals_full: counted under cgroup other (limits.cgroups is too small). "
+    "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6).",
     ("reason",),
     "reasons",
 )

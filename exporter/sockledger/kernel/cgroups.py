@@ -1,8 +1,10 @@
 """The cgroup v2 hierarchy: where it is, and from a cgroup's id to its path."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sockledger.errors import UserError
@@ -53,7 +55,7 @@ class CgroupRoot:
     def path_of(self, cgroup_id: int) -> str | None:
         """Return the path of a living cgroup, ``/`` for the root itself; None if there is none below it.
 
-        Needs CAP_DAC_READ_SEARCH; PermissionError without.
+        Needs CAP_DAC_READ_SEARCH, PermissionError without; OSError for what may pass, as too many open files.
         """
         if cgroup_id == self.id:
             return "/"
@@ -61,9 +63,9 @@ class CgroupRoot:
         fd = _libc.open_by_handle_at(self.fd, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
         if fd < 0:
             number = ctypes.get_errno()
-            if number in (1, 13):  # EPERM, EACCES
-                raise PermissionError(number, f"open_by_handle_at: {os.strerror(number)}")
-            return None  # ESTALE: the cgroup is gone
+            if number in (errno.ESTALE, errno.ENOENT):
+                return None
+            raise OSError(number, f"open_by_handle_at: {os.strerror(number)}")
         try:
             return self._relative(str(Path(f"/proc/self/fd/{fd}").readlink()))
         finally:
@@ -96,8 +98,9 @@ def find_root(override: Path | None) -> CgroupRoot:
     """Return the cgroup v2 root: *override*, or the mount that mountinfo names, also on a hybrid host."""
     if override is not None:
         return CgroupRoot(override)
-    for mount_point in _cgroup2_mounts(MOUNTINFO.read_text()):
-        return CgroupRoot(Path(mount_point))
+    for mount_point in _cgroup2_mounts(os.fsdecode(MOUNTINFO.read_bytes())):
+        with suppress(UserError):  # something else may be mounted over it
+            return CgroupRoot(Path(mount_point))
     raise UserError(
         "no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup (or another folder), "
         "or name its folder with --path.cgroupfs"

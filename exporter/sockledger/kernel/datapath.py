@@ -1,6 +1,5 @@
 """The kernel half in use: its object, what it is attached to and in which order, and its maps' contents."""
 
-import logging
 import struct
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ from typing import NamedTuple
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.libbpf import Link, LoadError, Object, Program
-
-logger = logging.getLogger(__name__)
 
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 BPF_CGROUP_INET_INGRESS = 0
@@ -47,7 +44,7 @@ class TotalsKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Names:
+class Labels:
     """Label values of the key's enums, by their number."""
 
     protocol: dict[int, str]
@@ -75,26 +72,29 @@ class DataPath:
         *socket_hooks* False leaves out cgroup/sock_create and sock_release: UDP is then written through.
         """
         self._root = root
-        self._object = Object(object_image() if image is None else image, "sockledger")
+        try:
+            self._object = Object(object_image() if image is None else image, "sockledger")
+        except OSError as error:
+            raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
         self.programs = self._object.programs
         self.maps = self._object.maps
         self.links: dict[str, Link] = {}
         self._meters: dict[int, tuple[Link, Link]] = {}
 
-        self._socket_hooks = ("udp_released", "udp_created", "adopt") if socket_hooks else ()
+        self._socket_hooks = ("released", "udp_created", "adopt") if socket_hooks else ()
         for name in self._socket_hooks:
             self.programs[name].set_autoload(True)
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
         try:
             self._object.load()
-        except LoadError as error:
-            raise UserError(_explain(error)) from None
-        self._flush = self.programs["flush"].attach_iterator(over=self.maps["sockets"])
+            self._flush = self.programs["flush"].attach_iterator(over=self.maps["sockets"])
+        except (LoadError, OSError) as error:
+            raise UserError(f"the kernel refuses the BPF programs: {error}: see sockledger doctor") from None
         key, value = self.maps["totals"].key, self.maps["totals"].value
         _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
         _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
-        self._key_struct, self._value_struct = key.struct, value.struct
-        self.names = Names(
+        self._key, self._value = key, value
+        self.labels = Labels(
             {number: name.lower() for number, name in key.field("protocol").names.items()},
             {number: name.lower() for number, name in key.field("family").names.items()},
         )
@@ -111,7 +111,7 @@ class DataPath:
         """
         try:
             self.links["tcp_destroyed"] = self.programs["tcp_destroyed"].attach()
-            for name in ("udp_released", "udp_created"):
+            for name in ("released", "udp_created"):
                 if name in self._socket_hooks:
                     self._attach_root(name)
             self._attach_root("receive")
@@ -131,8 +131,10 @@ class DataPath:
         if "adopt" not in self._socket_hooks:
             return
         link = self.programs["adopt"].attach_iterator()
-        link.run_iterator()
-        link.destroy()
+        try:
+            link.run_iterator()
+        finally:
+            link.destroy()
 
     def close(self) -> None:
         """Detach everything, in the reverse order, and free the maps."""
@@ -143,12 +145,6 @@ class DataPath:
         self.links.clear()
         self._flush.destroy()
         self._object.close()
-
-    def stop_counting(self) -> None:
-        """Take off the hot path, so that a last flush finds everything."""
-        for name in ("transmit", "receive"):
-            self.links.pop(name).destroy()
-        self.grace_period()
 
     # ---- meters
 
@@ -197,16 +193,14 @@ class DataPath:
     def totals(self) -> Iterator[tuple[TotalsKey, Traffic]]:
         """Yield the totals of every (cgroup, protocol, family, peer, tag)."""
         for keys, values in self.maps["totals"].batches():
-            for key, value in zip(
-                self._key_struct.iter_unpack(keys), self._value_struct.iter_unpack(values), strict=True
-            ):
+            for key, value in zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True):
                 yield TotalsKey._make(key), Traffic._make(value)
 
     def overflow(self) -> Iterator[tuple[tuple[int, int], Traffic]]:
         """Yield what found the totals full, by (protocol, family)."""
-        for index, key in enumerate(product(self.names.protocol, self.names.family)):
+        for index, key in enumerate(product(self.labels.protocol, self.labels.family)):
             value = self.maps["overflow"].lookup_index(index)
-            yield key, Traffic._make(self._value_struct.unpack(value))
+            yield key, Traffic._make(self._value.struct.unpack(value))
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates failed, by reason."""
@@ -233,11 +227,3 @@ def _same_members(name: str, found: list[str], wanted: tuple[str, ...]) -> None:
         raise UserError(
             f"the BPF object is of another version (struct {name}: {', '.join(found)}): reinstall sockledger"
         )
-
-
-def _explain(error: LoadError) -> str:
-    logger.debug("the kernel refused the object", extra={"log": " | ".join(error.log)})
-    detail = next((line for line in reversed(error.log) if "failed" in line), "")
-    return (
-        f"the kernel refuses the BPF programs: {error} {detail}: see what is missing with sockledger doctor"
-    )

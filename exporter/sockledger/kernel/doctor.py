@@ -3,6 +3,7 @@
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,12 +107,12 @@ def _lock(bpffs: Path) -> Finding:
             detail=f"{bpffs} is none; the daemon mounts it if it may: mount -t bpf bpf {bpffs}",
             needed=False,
         )
-    if not (bpffs / "sockledger").exists():
-        return Finding("bpffs", ok=True, detail=f"{bpffs}, no daemon runs")
-    lock = Lock(bpffs)
     try:
+        if not (bpffs / "sockledger").exists():
+            return Finding("bpffs", ok=True, detail=f"{bpffs}, no daemon runs")
+        lock = Lock(bpffs)
         free = lock.try_acquire()
-    except UserError as error:
+    except (UserError, PermissionError) as error:
         return Finding("bpffs", ok=False, detail=str(error))
     lock.release()
     return Finding(
@@ -124,38 +125,41 @@ def _lock(bpffs: Path) -> Finding:
 def _programs() -> Iterator[Finding]:
     """Load each program alone, with the maps it uses."""
     image = object_image()
-    for name in sorted(libbpf.Object(image, "sockledger").programs):
-        tried = libbpf.Object(image, "sockledger")
-        try:
-            for program in tried.programs.values():
-                program.set_autoload(program.name == name)
-            tried.load()
-        except libbpf.LoadError as error:
-            cause = next((line for line in reversed(error.log) if line.strip()), "")
-            yield Finding(f"program {name}", ok=False, detail=f"{error}: {cause}")
-        else:
-            yield Finding(f"program {name}", ok=True, detail="loads")
-        finally:
-            tried.close()
+    with closing(libbpf.Object(image, "sockledger")) as listed:
+        names = sorted(listed.programs)
+    for name in names:
+        with closing(libbpf.Object(image, "sockledger")) as tried:
+            try:
+                _load_only(tried, name)
+            except libbpf.LoadError as error:
+                yield Finding(f"program {name}", ok=False, detail=str(error))
+            else:
+                yield Finding(f"program {name}", ok=True, detail="loads")
+
+
+def _load_only(loaded: libbpf.Object, name: str) -> None:
+    for program in loaded.programs.values():
+        program.set_autoload(program.name == name)
+    loaded.load()
 
 
 def _attachment(root: CgroupRoot) -> Finding:
     """Attach a program that only counts for itself, and take it off again."""
-    tried = libbpf.Object(object_image(), "sockledger")
-    try:
-        for program in tried.programs.values():
-            program.set_autoload(program.name == "meter_receive")
-        tried.load()
-        attach_cgroup(tried.programs["meter_receive"], root.fd, str(root.path)).destroy()
-    except (UserError, libbpf.LoadError) as error:
-        return Finding("attaching", ok=False, detail=str(error))
-    finally:
-        tried.close()
+    with closing(libbpf.Object(object_image(), "sockledger")) as tried:
+        try:
+            _load_only(tried, "meter_receive")
+            attach_cgroup(tried.programs["meter_receive"], root.fd, str(root.path)).destroy()
+        except (UserError, libbpf.LoadError) as error:
+            return Finding("attaching", ok=False, detail=str(error))
     return Finding("attaching", ok=True, detail=f"{root.path} takes programs")
 
 
 def _socket_hooks(setting: bool | Literal["auto"]) -> Finding:  # noqa: FBT001 - a setting, not a switch
-    if want_socket_hooks(setting):
+    try:
+        wanted = want_socket_hooks(setting)
+    except UserError as error:
+        return Finding("socket hooks", ok=False, detail=str(error))
+    if wanted:
         return Finding("socket hooks", ok=True, detail="UDP is counted on the fast path")
     why = f"{CILIUM_PINS} exists" if setting == "auto" else "attach.socket_hooks is false"
     return Finding(
@@ -175,7 +179,7 @@ def _adoption() -> Finding:
 
 
 def _run_statistics() -> Finding:
-    on = BPF_STATS.read_text().strip() == "1"
+    on = BPF_STATS.exists() and BPF_STATS.read_text().strip() == "1"
     detail = "sockledger_bpf_program_run_seconds_total is exported"
     if not on:
         detail = "kernel.bpf_stats_enabled is 0 (it costs every packet): no run_seconds and runs"

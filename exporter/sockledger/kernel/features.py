@@ -59,11 +59,20 @@ def require() -> None:
 
 
 def want_socket_hooks(setting: bool | Literal["auto"]) -> bool:  # noqa: FBT001 - a setting, not a switch
-    """Whether to attach cgroup/sock_create and sock_release. *setting* is attach.socket_hooks."""
+    """Whether to attach cgroup/sock_create and sock_release. *setting* is attach.socket_hooks.
+
+    UserError where that cannot be found out.
+    """
     if setting != "auto":
         return setting
     # Cilium's datapath gets stuck beside another cgroup/sock_release link (cilium#43877, #46065)
-    return not CILIUM_PINS.exists()
+    try:
+        return not CILIUM_PINS.exists()
+    except PermissionError:
+        raise UserError(
+            f"{CILIUM_PINS}: permission denied, so whether Cilium runs here is unknown: "
+            "run as root, or set attach.socket_hooks to true or false"
+        ) from None
 
 
 def sees_all_tasks() -> bool:

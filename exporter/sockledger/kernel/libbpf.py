@@ -133,9 +133,8 @@ def _library() -> Any:
 
 
 def _log(_level: int, text: bytes, arguments: int) -> int:
-    buffer = ctypes.create_string_buffer(4096)
-    _libc.vsnprintf(buffer, len(buffer), text, arguments)
-    for line in buffer.value.decode("utf-8", "replace").splitlines():
+    _libc.vsnprintf(_log_buffer, len(_log_buffer), text, arguments)
+    for line in _log_buffer.value.decode("utf-8", "replace").splitlines():
         logger.debug("libbpf: %s", line)
         _recent_log.append(line)
     return 0
@@ -145,6 +144,8 @@ def _log(_level: int, text: bytes, arguments: int) -> int:
 _libc = ctypes.CDLL(None)
 _libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
 _log_callback = _PRINT(_log)
+# The verifier's whole log comes as one line, its reason at the end. Untouched pages cost nothing.
+_log_buffer = ctypes.create_string_buffer(1 << 20)
 
 
 def version() -> str:
@@ -172,12 +173,13 @@ def _not_null(pointer: int | None, call: str) -> int:
 
 
 class LoadError(Exception):
-    """The kernel refused the object. *log* has libbpf's and the verifier's last lines."""
+    """The kernel refused the object: its error, and the verifier's or libbpf's last word on it."""
 
     def __init__(self, error: OSError, log: list[str]) -> None:
-        super().__init__(error.strerror)
-        self.errno = error.errno
-        self.log = log
+        verifier = [line for line in log if not line.startswith(("libbpf: ", "processed "))]
+        summary = [line for line in log if "failed" in line]
+        cause = (verifier or summary or [""])[-1]
+        super().__init__(f"{error.strerror} ({cause})")
 
 
 class Link:

@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sockledger.errors import UserError
@@ -54,7 +55,8 @@ class Lock:
     def release(self) -> None:
         """Let go, and remove the folder."""
         if self._fd is not None:
-            self._path.rmdir()
+            with suppress(OSError):  # what somebody else put there stays
+                self._path.rmdir()
             os.close(self._fd)
             self._fd = None
 
@@ -66,9 +68,13 @@ def is_bpffs(path: Path) -> bool:
 
 
 def _mount(path: Path) -> None:
-    """Mount bpffs on *path* if it is not; UserError with the command if that is not allowed."""
+    """Mount bpffs on the empty folder *path* if it is none; UserError with the command if that fails."""
     if is_bpffs(path):
         return
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(
+            f"{path}: neither a BPF file system nor an empty folder to mount one on: see --path.bpffs"
+        )
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     if _libc.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(flags), b"mode=0700"):
         reason = os.strerror(ctypes.get_errno())

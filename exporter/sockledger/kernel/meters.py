@@ -20,7 +20,7 @@ class Meters:
         self._root = root
         self._datapath = datapath
         self._paths: dict[int, str] = {}  # of attached meters, by cgroup id
-        self._refused: set[int] = set()
+        self._refused: set[int] = set()  # tried again at each flush, told of once
 
     def follow(self) -> None:
         """Attach to cgroups that have come, let go of those that are gone. A refusal is logged once."""
@@ -29,7 +29,7 @@ class Meters:
             self._datapath.remove_meter(cgroup_id)
             del self._paths[cgroup_id]
         self._refused &= found.keys()
-        for cgroup_id in found.keys() - self._paths.keys() - self._refused:
+        for cgroup_id in found.keys() - self._paths.keys():
             self._add(cgroup_id, found[cgroup_id])
 
     def read(self) -> dict[str, Traffic]:
@@ -60,7 +60,8 @@ class Meters:
                 self._datapath.add_meter(cgroup_id, fd, path)
                 self._paths[cgroup_id] = path
         except UserError as error:
+            if cgroup_id not in self._refused:
+                logger.warning("meter not attached", extra={"error": str(error)})
             self._refused.add(cgroup_id)
-            logger.warning("meter not attached", extra={"error": str(error)})
         finally:
             os.close(fd)

@@ -88,7 +88,7 @@ class Ledger:
         self, totals: dict[TotalsKey, Traffic], overflow: dict[tuple[int, int], Traffic]
     ) -> dict[Account, Traffic]:
         workloads = self._names.resolve({key.cgroup_id for key in totals})
-        protocols, families = self.datapath.names.protocol, self.datapath.names.family
+        protocols, families = self.datapath.labels.protocol, self.datapath.labels.family
         accounts: dict[Account, Traffic] = {}
         for key, traffic in totals.items():
             account = Account(workloads[key.cgroup_id], protocols[key.protocol], families[key.family])

@@ -1,10 +1,13 @@
 """From a cgroup's id to the workload that people know."""
 
+import logging
 import os
 from collections.abc import Collection
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
+
+logger = logging.getLogger(__name__)
 
 
 class Workload(NamedTuple):
@@ -43,17 +46,15 @@ class Names:
         self._known = {
             cgroup_id: self._known[cgroup_id] for cgroup_id in cgroup_ids if cgroup_id in self._known
         }
-        if new:
-            paths = self._paths(new)
-            for cgroup_id in new:
-                path = paths.get(cgroup_id)
-                self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
-        return self._known
-
-    def _paths(self, cgroup_ids: Collection[int]) -> dict[int, str | None]:
-        if self._may_open:
+        walked = dict(self._root.walk()) if new and not self._may_open else {}
+        for cgroup_id in new:
             try:
-                return {cgroup_id: self._root.path_of(cgroup_id) for cgroup_id in cgroup_ids}
+                path = self._root.path_of(cgroup_id) if self._may_open else walked.get(cgroup_id)
             except PermissionError:
                 self._may_open = False
-        return dict(self._root.walk())
+                return self.resolve(cgroup_ids)
+            except OSError as error:  # too many open files, say: another time
+                logger.warning("cgroup not named", extra={"cgroup_id": cgroup_id, "error": str(error)})
+                continue
+            self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
+        return {cgroup_id: self._known.get(cgroup_id, UNKNOWN) for cgroup_id in cgroup_ids}
