@@ -84,10 +84,10 @@ class Daemon:
                 cgroups=self._config.limits.cgroups,
                 socket_hooks=want_socket_hooks(self._config.attach.socket_hooks),
             )
-            if not self._sockets:
-                self._sockets = self._bind()
-            datapath.attach()
             try:
+                if not self._sockets:
+                    self._sockets = self._bind()
+                datapath.attach()
                 successor = await self._serve(datapath, root)
             finally:
                 self._executor.shutdown()

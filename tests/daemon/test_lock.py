@@ -94,3 +94,12 @@ def test_folder_removed_before_it_is_locked(place: Surroundings, monkeypatch: py
     assert second.try_acquire()
     assert not first.try_acquire()
     second.release()
+
+
+def test_folder_of_others_stays(place: Surroundings) -> None:
+    daemon = place.run()
+    other = place.bpffs / "sockledger" / "other"
+    other.mkdir()
+    assert daemon.stop() == 0
+    other.rmdir()
+    other.parent.rmdir()

@@ -28,8 +28,8 @@ def attached(
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:
     path = kind(root, cgroups=cgroups, socket_hooks=socket_hooks, image=image)
-    path.attach()  # closes it where it fails
     try:
+        path.attach()
         yield path
     finally:
         path.close()

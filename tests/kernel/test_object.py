@@ -19,6 +19,7 @@ from tests.kernel.foreign import (
 )
 from tests.kernel.ledger import attached, flush, totals_of
 from tests.kernel.machine import Cgroup, Netns, run
+from tests.kernel.objects import build_changed
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
@@ -155,3 +156,29 @@ def test_refused_by_exclusive_program(client: Cgroup, attach_type: int, flags: i
 def open_bpf() -> int:
     """Return how many BPF objects this process holds; what it does not hold has ended."""
     return sum("bpf" in str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+
+# ---- what cannot be loaded
+
+
+def test_damaged_object(root: CgroupRoot) -> None:
+    with pytest.raises(UserError, match="the BPF object is damaged"):
+        DataPath(root, cgroups=1, socket_hooks=True, image=b"no object")
+
+
+def test_verifier_is_quoted(root: CgroupRoot, tmp_path: Path) -> None:
+    image = build_changed(tmp_path, "flush.h", "(*n)++;", "n[1]++;")
+    with pytest.raises(UserError, match="invalid access to map value") as refusal:
+        DataPath(root, cgroups=1, socket_hooks=True, image=image)
+    assert "\n" not in str(refusal.value)
+
+
+def test_detached_twice(root: CgroupRoot, client: Cgroup) -> None:
+    """A refused attach leaves a data path that can still be closed."""
+    below = CgroupRoot(client.path)
+    path = DataPath(below, cgroups=1, socket_hooks=True)
+    with foreign_program(client, EGRESS, EXCLUSIVE), pytest.raises(UserError):
+        path.attach()
+    assert not path.links
+    path.close()
+    os.close(below.fd)

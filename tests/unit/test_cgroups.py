@@ -123,3 +123,17 @@ def test_walk_passes_over_what_vanishes(folder: Folder) -> None:
 def test_relative(folder: Folder, absolute: str, expected: str | None) -> None:
     folder.path = Path("/x")
     assert folder._relative(absolute) == expected
+
+
+def test_mount_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Something else is mounted over the first one."""
+    there = find_root(None)
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_bytes(
+        mount("/", "/proc").encode() + mount("/", str(there.path)).encode() + b"1 1 0:1 / /\xff x - y\n"
+    )
+    monkeypatch.setattr(cgroups, "MOUNTINFO", mountinfo)
+    found = find_root(None)
+    assert found.path == there.path
+    os.close(found.fd)
+    os.close(there.fd)

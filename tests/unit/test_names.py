@@ -1,3 +1,4 @@
+import errno
 import os
 from collections.abc import Iterator
 
@@ -77,3 +78,16 @@ def test_what_is_no_utf8_stays_apart() -> None:
 def test_label_value_is_utf8() -> None:
     for byte in range(1, 256):
         label_value(os.fsdecode(bytes([byte]))).encode()
+
+
+def test_a_passing_fault_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = FakeRoot({2: "/a"})
+    names = Names(root)
+    with monkeypatch.context() as patched:
+
+        def fail(_cgroup_id: int) -> str | None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        patched.setattr(root, "path_of", fail)
+        assert names.resolve({2}) == {2: UNKNOWN}
+    assert names.resolve({2}) == {2: Workload(cgroup="/a")}

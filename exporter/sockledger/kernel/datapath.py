@@ -118,10 +118,10 @@ class DataPath:
             self._attach_root("transmit")
             self._adopt()
         except OSError as error:
-            self.close()
+            self._detach()
             raise UserError(f"attaching failed: {error.strerror}") from None
         except UserError:
-            self.close()
+            self._detach()
             raise
 
     def _attach_root(self, name: str) -> None:
@@ -136,13 +136,16 @@ class DataPath:
         finally:
             link.destroy()
 
-    def close(self) -> None:
-        """Detach everything, in the reverse order, and free the maps."""
+    def _detach(self) -> None:
+        """Take everything off, in the reverse order."""
         for cgroup_id in list(self._meters):
             self.remove_meter(cgroup_id)
-        for name in reversed(self.links):
-            self.links[name].destroy()
-        self.links.clear()
+        while self.links:
+            self.links.popitem()[1].destroy()
+
+    def close(self) -> None:
+        """Detach everything and free the maps."""
+        self._detach()
         self._flush.destroy()
         self._object.close()
 

@@ -176,7 +176,7 @@ class LoadError(Exception):
     """The kernel refused the object: its error, and the verifier's or libbpf's last word on it."""
 
     def __init__(self, error: OSError, log: list[str]) -> None:
-        verifier = [line for line in log if not line.startswith(("libbpf: ", "processed "))]
+        verifier = [line for line in log if not line.startswith(("libbpf: ", "processed ", "-- "))]
         summary = [line for line in log if "failed" in line]
         cause = (verifier or summary or [""])[-1]
         super().__init__(f"{error.strerror} ({cause})")

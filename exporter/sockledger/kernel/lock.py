@@ -71,7 +71,13 @@ def _mount(path: Path) -> None:
     """Mount bpffs on the empty folder *path* if it is none; UserError with the command if that fails."""
     if is_bpffs(path):
         return
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        occupied = any(path.iterdir())
+    except FileNotFoundError:
+        occupied = False
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: name a BPF file system with --path.bpffs") from None
+    if occupied:
         raise UserError(
             f"{path}: neither a BPF file system nor an empty folder to mount one on: see --path.bpffs"
         )
