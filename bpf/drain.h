@@ -21,7 +21,7 @@ static __always_inline struct totals *totals_of(const struct totals_key *key)
 	struct totals *t = bpf_map_lookup_elem(&totals, key);
 	struct totals none = {};
 	struct lost_updates *l;
-	long error;
+	int error; /* not long: before 6.4 the upper half is not set */
 	__u32 i;
 
 	if (t)

@@ -168,7 +168,7 @@ def test_damaged_object(root: CgroupRoot) -> None:
 
 def test_verifier_is_quoted(root: CgroupRoot, tmp_path: Path) -> None:
     image = build_changed(tmp_path, "flush.h", "(*n)++;", "n[1]++;")
-    with pytest.raises(UserError, match="invalid access to map value") as refusal:
+    with pytest.raises(UserError, match="outside of the allowed memory range") as refusal:
         DataPath(root, cgroups=1, socket_hooks=True, image=image)
     assert "\n" not in str(refusal.value)
 

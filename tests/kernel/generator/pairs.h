@@ -93,6 +93,9 @@ static void end_pairs(void)
 {
 	for (long i = 0; i < streams.n; i++) {
 		reset(streams.fds[CLIENT][i]);
+		/* a FIN that crosses the reset would find no socket */
+		if (recv(streams.fds[SERVER][i], buffer, 1, 0) != -1 || errno != ECONNRESET)
+			fail("a reset that did not arrive");
 		close(streams.fds[SERVER][i]);
 		close(datagrams.fds[CLIENT][i]);
 		close(datagrams.fds[SERVER][i]);
