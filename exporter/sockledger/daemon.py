@@ -15,6 +15,7 @@ from sockledger import __version__, config, log
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
 from sockledger.config import ConfigError, RunOptions
+from sockledger.errors import UserError
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
 from sockledger.kernel.datapath import DataPath
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 # Together within the 2 seconds that a stop may take.
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
+
+REFUSED = "configuration refused, going on with the old one"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -117,6 +120,10 @@ class Daemon:
                 continue
             if number != signal.SIGHUP:
                 return False
+            try:
+                self._config = config.load(self._options.config_file)
+            except ConfigError as error:
+                logger.error(REFUSED, extra={"error": str(error)})  # noqa: TRY400
         return True
 
     def _bind(self) -> list[socket]:
@@ -186,7 +193,7 @@ class Daemon:
                 config.load(self._options.config_file)
             except ConfigError as error:
                 exporter.config_ok = False
-                logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
+                logger.error(REFUSED, extra={"error": str(error)})  # noqa: TRY400
                 continue
             logger.warning("executing anew with the new configuration: without pins all counters start at 0")
             return True
@@ -223,7 +230,11 @@ def _execute_anew(lock: Lock, listening: list[socket]) -> None:
     for fd in fds:
         os.set_inheritable(fd, True)  # noqa: FBT003
     os.environ[INHERITED] = ",".join(map(str, fds))
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    except OSError as error:
+        lock.release()
+        raise UserError(f"{sys.executable}: {error.strerror}: cannot execute anew, stopped") from None
 
 
 def _shown(listening: socket) -> str:

@@ -11,7 +11,8 @@ METRICS = tuple(
     Metric(
         f"sockledger_attach_point_{name}",
         MetricType.COUNTER,
-        f"{text} of a cgroup and all below it, counted at the attach point alone. / is the root.",
+        f"{text} of a cgroup and all below it, counted at the attach point alone, since its programs were "
+        "attached. / is the root.",
         ("attach_point",),
         "1 + cgroups that attach.meters matches",
     )

@@ -12,7 +12,11 @@ FLUSH_DURATION = Metric(
     MetricType.GAUGE,
     "How long the last flush took: the walk over all sockets, two RCU grace periods, and reading the totals.",
 )
-WORKLOADS = Metric("sockledger_workloads", MetricType.GAUGE, "Workloads with traffic so far.")
+WORKLOADS = Metric(
+    "sockledger_workloads",
+    MetricType.GAUGE,
+    "Workloads with traffic so far; those not told apart (unknown, other) are one each.",
+)
 FEATURE_ENABLED = Metric(
     "sockledger_feature_enabled",
     MetricType.GAUGE,

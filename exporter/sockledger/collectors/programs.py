@@ -12,7 +12,7 @@ _STATS_ENABLED = Path("/proc/sys/kernel/bpf_stats_enabled")
 ATTACHED = Metric(
     "sockledger_bpf_program_attached",
     MetricType.GAUGE,
-    "Whether the kernel still runs a program that the daemon attached.",
+    "Whether the kernel still runs a program that the daemon attached (the meters' are not among them).",
     ("program",),
     "programs",
 )

@@ -15,6 +15,7 @@ from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import attach_cgroup, object_image
 from sockledger.kernel.features import (
     BTF,
+    CAP_SYS_ADMIN,
     CAPABILITIES,
     CILIUM_PINS,
     NO_BTF,
@@ -22,7 +23,7 @@ from sockledger.kernel.features import (
     sees_all_tasks,
     want_socket_hooks,
 )
-from sockledger.kernel.lock import Lock, is_bpffs
+from sockledger.kernel.lock import Lock, is_bpffs, require_mountable
 
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
@@ -100,14 +101,12 @@ def _names(root: CgroupRoot) -> Finding:
 
 
 def _lock(bpffs: Path) -> Finding:
-    if not is_bpffs(bpffs):
-        return Finding(
-            "bpffs",
-            ok=False,
-            detail=f"{bpffs} is none; the daemon mounts it if it may: mount -t bpf bpf {bpffs}",
-            needed=False,
-        )
     try:
+        if not is_bpffs(bpffs):
+            require_mountable(bpffs)
+            may = bpffs.is_dir() and bool(effective_capabilities() >> CAP_SYS_ADMIN & 1)
+            detail = f"{bpffs} is none; {'the daemon mounts it' if may else f'mount -t bpf bpf {bpffs}'}"
+            return Finding("bpffs", ok=False, detail=detail, needed=not may)
         if not (bpffs / "sockledger").exists():
             return Finding("bpffs", ok=True, detail=f"{bpffs}, no daemon runs")
         lock = Lock(bpffs)

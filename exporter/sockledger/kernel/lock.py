@@ -67,20 +67,25 @@ def is_bpffs(path: Path) -> bool:
     return _libc.statfs(os.fsencode(path), buffer) == 0 and buffer[0] == BPF_FS_MAGIC
 
 
-def _mount(path: Path) -> None:
-    """Mount bpffs on the empty folder *path* if it is none; UserError with the command if that fails."""
-    if is_bpffs(path):
-        return
+def require_mountable(path: Path) -> None:
+    """Raise UserError where a mount would hide something."""
     try:
         occupied = any(path.iterdir())
     except FileNotFoundError:
-        occupied = False
+        return
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: name a BPF file system with --path.bpffs") from None
     if occupied:
         raise UserError(
             f"{path}: neither a BPF file system nor an empty folder to mount one on: see --path.bpffs"
         )
+
+
+def _mount(path: Path) -> None:
+    """Mount bpffs on the empty folder *path* if it is none; UserError with the command if that fails."""
+    if is_bpffs(path):
+        return
+    require_mountable(path)
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     if _libc.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(flags), b"mode=0700"):
         reason = os.strerror(ctypes.get_errno())

@@ -71,6 +71,9 @@ class Ledger:
                 "the books do not balance",
                 extra={"before": before, "totals": everything, "after": after},
             )
+        lost = self.datapath.lost_updates()
+        if lost["totals_full"] and not self.books.lost_updates.get("totals_full"):
+            logger.warning("the totals are full: what is new counts as cgroup other, raise limits.cgroups")
         self._flushed = time.monotonic()
         self.books = Books(
             accounts=self._accounts(totals, overflow),
@@ -78,7 +81,7 @@ class Ledger:
                 "/": after,
                 **{label_value(path): traffic for path, traffic in self._meters.read().items()},
             },
-            lost_updates=self.datapath.lost_updates(),
+            lost_updates=lost,
             totals_entries=len(totals),
             sockets=self.datapath.sockets_visited() - visited,
             seconds=self._flushed - start,
