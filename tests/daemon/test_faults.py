@@ -70,6 +70,8 @@ def test_totals_are_full(place: Surroundings, netns: Netns) -> None:
         assert page.sum("map_entries", map="totals") == page.sum("map_max_entries", map="totals") == 4
         assert page.sum("transmit_bytes_total", cgroup="other") > 0
         assert page.sum("lost_updates_total", reason="totals_full") > 0
+        daemon.settled()
+        assert daemon.lines("level=WARN", "the totals are full") == 1
         assert page.sum("lost_updates_total", reason="storage") == 0
         for family, total in sent.items():
             assert page.sum("transmit_bytes_total", family=family, protocol="udp") == total

@@ -13,8 +13,8 @@ from sockledger.kernel.lock import Lock
 WAITING = "another sockledger is attached on this machine: waiting"
 
 
-def waiting(place: Surroundings) -> Daemon:
-    daemon = place.start()
+def waiting(place: Surroundings, *flags: str) -> Daemon:
+    daemon = place.start(*flags)
     eventually(lambda: daemon.lines(WAITING) == 1, "waiting")
     return daemon
 
@@ -103,3 +103,16 @@ def test_folder_of_others_stays(place: Surroundings) -> None:
     assert daemon.stop() == 0
     other.rmdir()
     other.parent.rmdir()
+
+
+def test_reload_while_waiting(place: Surroundings) -> None:
+    first = place.run()
+    second = waiting(place, place.configure("limits: {cgroups: 100}"))
+    place.configure("limits: {cgroups: none}")
+    second.send(signal.SIGHUP)
+    eventually(lambda: second.lines("configuration refused") == 1, "refused")
+    place.configure("limits: {cgroups: 200}")
+    second.send(signal.SIGHUP)
+    first.stop()
+    second.wait_until_ready()
+    assert second.page().sum("map_max_entries", map="totals") == 800
