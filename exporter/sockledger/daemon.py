@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
 
-REFUSED = "configuration refused, going on with the old one"
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # What a daemon passes on to the one it executes: "lock fd, listening fd, …"
@@ -120,10 +118,16 @@ class Daemon:
                 continue
             if number != signal.SIGHUP:
                 return False
-            try:
-                self._config = config.load(self._options.config_file)
-            except ConfigError as error:
-                logger.error(REFUSED, extra={"error": str(error)})  # noqa: TRY400
+            self._reload()
+        return True
+
+    def _reload(self) -> bool:
+        """Read the configuration again; False, and the old one stays, if it is refused."""
+        try:
+            self._config = config.load(self._options.config_file)
+        except ConfigError as error:
+            logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
+            return False
         return True
 
     def _bind(self) -> list[socket]:
@@ -189,11 +193,8 @@ class Daemon:
             if number != signal.SIGHUP:
                 logger.info("stopping", extra={"signal": number.name})
                 return False
-            try:
-                config.load(self._options.config_file)
-            except ConfigError as error:
+            if not self._reload():
                 exporter.config_ok = False
-                logger.error(REFUSED, extra={"error": str(error)})  # noqa: TRY400
                 continue
             logger.warning("executing anew with the new configuration: without pins all counters start at 0")
             return True

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.kernel.features import counts_runs
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
-
-_STATS_ENABLED = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 ATTACHED = Metric(
     "sockledger_bpf_program_attached",
@@ -81,7 +80,7 @@ class ProgramsCollector:
             [(series, int(datapath.links[name].attached())) for name, series in self._programs.items()],
         )
         stats = [(series, datapath.programs[name].stats()) for name, series in self._programs.items()]
-        if _STATS_ENABLED.read_text().strip() == "1":
+        if counts_runs():
             yield Family(RUN_SECONDS, [(series, figures.run_seconds) for series, figures in stats])
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
         yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])

@@ -19,13 +19,12 @@ from sockledger.kernel.features import (
     CAPABILITIES,
     CILIUM_PINS,
     NO_BTF,
+    counts_runs,
     effective_capabilities,
     sees_all_tasks,
     want_socket_hooks,
 )
 from sockledger.kernel.lock import Lock, is_bpffs, require_mountable
-
-BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,7 @@ def _adoption() -> Finding:
 
 
 def _run_statistics() -> Finding:
-    on = BPF_STATS.exists() and BPF_STATS.read_text().strip() == "1"
+    on = counts_runs()
     detail = "sockledger_bpf_program_run_seconds_total is exported"
     if not on:
         detail = "kernel.bpf_stats_enabled is 0 (it costs every packet): no run_seconds and runs"

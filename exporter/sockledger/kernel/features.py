@@ -7,6 +7,7 @@ from typing import Literal
 from sockledger.errors import UserError
 
 STATUS = Path("/proc/self/status")
+BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 BTF = Path("/sys/kernel/btf/vmlinux")
 NO_BTF = f"{BTF} is missing: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
 CILIUM_PINS = Path("/sys/fs/bpf/cilium")
@@ -73,6 +74,11 @@ def want_socket_hooks(setting: bool | Literal["auto"]) -> bool:  # noqa: FBT001 
             f"{CILIUM_PINS}: permission denied, so whether Cilium runs here is unknown: "
             "run as root, or set attach.socket_hooks to true or false"
         ) from None
+
+
+def counts_runs() -> bool:
+    """Whether the kernel counts runs of programs and their time (kernel.bpf_stats_enabled)."""
+    return BPF_STATS.exists() and BPF_STATS.read_text().strip() == "1"
 
 
 def sees_all_tasks() -> bool:
