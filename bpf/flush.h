@@ -4,7 +4,7 @@
 
 /* Prints nothing: a walk that prints is cut each 32 KiB, and then misses and repeats sockets. */
 SEC("iter/bpf_sk_storage_map")
-int flush(struct bpf_iter__bpf_sk_storage_map *ctx)
+int sl_flush(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct socket_counts *s = ctx->value;
 	__u32 key = 0;

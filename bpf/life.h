@@ -11,7 +11,7 @@
  * sockets that user space closes are ended at their release already.
  */
 SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroyed, struct sock *sk)
+int BPF_PROG(sl_tcp_destroyed, struct sock *sk)
 {
 	struct socket_counts *s;
 	__u64 word = 0, before;
@@ -27,7 +27,7 @@ int BPF_PROG(tcp_destroyed, struct sock *sk)
 
 /* Runs for exactly those sockets for which cgroup/sock_release will run: all but the kernel's own. */
 SEC("?cgroup/sock_create")
-int udp_created(struct bpf_sock *sk)
+int sl_udp_created(struct bpf_sock *sk)
 {
 	struct socket_counts new = {.state = HOOKED, .protocol = UDP};
 
@@ -38,7 +38,7 @@ int udp_created(struct bpf_sock *sk)
 
 /* The end of UDP sockets. TCP still sends and receives after close(), and is written through from here on. */
 SEC("?cgroup/sock_release")
-int released(struct bpf_sock *sk)
+int sl_released(struct bpf_sock *sk)
 {
 	struct socket_counts *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 
@@ -48,11 +48,11 @@ int released(struct bpf_sock *sk)
 }
 
 /*
- * UDP sockets from before udp_created. The iterator holds a reference to the file, so the socket has not
- * been released yet, and released() will find the storage.
+ * UDP sockets from before sl_udp_created. The iterator holds a reference to the file, so the socket has not
+ * been released yet, and sl_released() will find the storage.
  */
 SEC("?iter/task_file")
-int adopt(struct bpf_iter__task_file *ctx)
+int sl_adopt(struct bpf_iter__task_file *ctx)
 {
 	struct socket_counts new = {.state = HOOKED, .protocol = UDP};
 	struct file *file = ctx->file;

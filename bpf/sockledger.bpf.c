@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The kernel half of sockledger, one object; each header is a concern and tells its part of the story. */
-#include "ledger.h"  /* what is kept: layouts and maps */
-#include "drain.h"   /* from a socket's pending counts to the totals */
-#include "traffic.h" /* the hot path: every packet */
-#include "life.h"    /* a socket's beginning and end */
-#include "flush.h"   /* all sockets at once */
+#include "ledger.h"	 /* what is kept: layouts and maps */
+#include "drain.h"	 /* from a socket's pending counts to the totals */
+#include "traffic.h"	 /* the hot path: every packet */
+#include "life.h"	 /* a socket's beginning and end */
+#include "flush.h"	 /* all sockets at once */
+#include "attachments.h" /* who else counts here */
 
 char LICENSE[] SEC("license") = "GPL";

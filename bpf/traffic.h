@@ -215,28 +215,28 @@ static __always_inline void count_packet(struct __sk_buff *skb, enum direction d
 }
 
 SEC("cgroup_skb/ingress")
-int receive(struct __sk_buff *skb)
+int sl_receive(struct __sk_buff *skb)
 {
 	count_packet(skb, RECEIVE);
 	return 1;
 }
 
 SEC("cgroup_skb/egress")
-int transmit(struct __sk_buff *skb)
+int sl_transmit(struct __sk_buff *skb)
 {
 	count_packet(skb, TRANSMIT);
 	return 1;
 }
 
 SEC("cgroup_skb/ingress")
-int meter_receive(struct __sk_buff *skb)
+int sl_meter_receive(struct __sk_buff *skb)
 {
 	count_control(skb, wire_segments(skb), RECEIVE);
 	return 1;
 }
 
 SEC("cgroup_skb/egress")
-int meter_transmit(struct __sk_buff *skb)
+int sl_meter_transmit(struct __sk_buff *skb)
 {
 	count_control(skb, wire_segments(skb), TRANSMIT);
 	return 1;

@@ -27,23 +27,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = _parser().parse_args(argv)
         except SystemExit as stop:  # argparse has printed help, the version or an error
-            status = int(stop.code or 0)
-        else:
-            status = arguments.handler(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+            _print(end="")
+            return int(stop.code or 0)
+        status: int = arguments.handler(arguments)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"sockledger: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has seen enough
+        return 1
+    return status
+
+
+def _print(text: str = "", end: str = "\n") -> None:
+    """Print on stdout at once; UserError if that fails, BrokenPipeError if nobody reads on."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
         # The interpreter flushes once more at its exit, and would complain.
         with Path(os.devnull).open("w") as devnull:
             os.dup2(devnull.fileno(), sys.stdout.fileno())
-        return 1
-    return status
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"standard output: {error.strerror}: the output is cut") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -280,11 +288,15 @@ def _check(arguments: argparse.Namespace) -> int:
         # Bare, since editors and CI systems know lines that begin with FILE:LINE.
         print(error, file=sys.stderr)
         return 1
-    print(f"{printable(str(arguments.config_file))}: configuration is valid")
+    _print(f"{printable(str(arguments.config_file))}: configuration is valid")
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from sockledger.kernel import doctor
 
-    return doctor.run(config.load(arguments.config_file), arguments.cgroupfs, arguments.bpffs)
+    able = True
+    for finding in doctor.examine(config.load(arguments.config_file), arguments.cgroupfs, arguments.bpffs):
+        _print(finding.line())
+        able &= finding.ok or not finding.needed
+    return 0 if able else 1

@@ -19,6 +19,7 @@ _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
 _WHOLE_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
 _SHOWN_CHARACTERS = 60
+_COLLECTIONS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 
 
 class ConfigError(UserError):
@@ -157,9 +158,9 @@ def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, 
     # A section or list with all its entries commented out is null.
     empty = _has_tag(node, "null")
     match schema:
-        case _Section() if empty or isinstance(node, yaml.MappingNode):
+        case _Section() if empty or _has_tag(node, "map"):
             return schema.make(**_walk_keys(schema.keys, [] if empty else node.value, key, problems))
-        case _List() if empty or isinstance(node, yaml.SequenceNode):
+        case _List() if empty or _has_tag(node, "seq"):
             items = enumerate([] if empty else node.value)
             return tuple(_walk(schema.item, item, f"{key}[{index}]", problems) for index, item in items)
         case _Value():
@@ -205,15 +206,16 @@ def _line(node: yaml.Node) -> int:
 
 
 def _has_tag(node: yaml.Node, kind: str) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == f"tag:yaml.org,2002:{kind}"
+    node_type = _COLLECTIONS.get(kind, yaml.ScalarNode)  # anything may be tagged as anything
+    return isinstance(node, node_type) and node.tag == f"tag:yaml.org,2002:{kind}"
 
 
 def _shown(node: yaml.Node) -> str:
     """Return *node* as errors show it: strings quoted, so that "10" is not taken for 10."""
-    if isinstance(node, yaml.SequenceNode):
-        return "a list"
-    if isinstance(node, yaml.MappingNode):
-        return "a mapping"
+    if isinstance(node, yaml.CollectionNode):
+        what = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+        plain = any(_has_tag(node, kind) for kind in _COLLECTIONS)
+        return what if plain else f"{what} with tag {_shortened(node.tag)}"
     if _has_tag(node, "null"):
         return "an empty value"
     text = _shortened(node.value)

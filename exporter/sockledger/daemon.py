@@ -6,7 +6,9 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -18,7 +20,8 @@ from sockledger.config import ConfigError, RunOptions
 from sockledger.errors import UserError
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
-from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.attachments import hot_paths
+from sockledger.kernel.datapath import HOT_PATH, DataPath
 from sockledger.kernel.features import require, want_socket_hooks
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Together within the 2 seconds that a stop may take.
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
+ATTACHMENTS_POLL_SECONDS = 1.0  # a look takes 20 ms
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -76,22 +80,18 @@ class Daemon:
         require()
         root = cgroups.find_root(self._options.cgroupfs)
         lock = Lock(self._options.bpffs, self._lock_fd)
-        if not await self._acquire(lock):
+        where = str(self._options.bpffs / "sockledger")
+        if not await self._wait_until(lock.try_acquire, LOCK_POLL_SECONDS, {"lock": where}):
             return 0
         successor = False
         try:
-            datapath = DataPath(
-                root,
-                cgroups=self._config.limits.cgroups,
-                socket_hooks=want_socket_hooks(self._config.attach.socket_hooks),
-            )
+            datapath = await self._attach(root)
+            if datapath is None:
+                return 0
             try:
-                if not self._sockets:
-                    self._sockets = self._bind()
-                datapath.attach()
                 successor = await self._serve(datapath, root)
             finally:
-                self._executor.shutdown()
+                self._executor.shutdown(cancel_futures=True)
                 datapath.close()
             successor = successor and not await self._stop_came()
         finally:
@@ -102,18 +102,39 @@ class Daemon:
         logger.info("stopped: all programs are detached")
         return 0
 
-    async def _acquire(self, lock: Lock) -> bool:
-        """Wait for the lock; False if a signal came first."""
+    async def _attach(self, root: cgroups.CgroupRoot) -> DataPath | None:
+        """Attach when nobody else counts there, as with a bpffs of its own; None if a signal came first."""
+        where = {"cgroup": str(root.path)}
+        while await self._wait_until(lambda: not hot_paths(root.id), ATTACHMENTS_POLL_SECONDS, where):
+            with ExitStack() as undo:
+                datapath = DataPath(
+                    root,
+                    cgroups=self._config.limits.cgroups,
+                    socket_hooks=want_socket_hooks(self._config.attach.socket_hooks),
+                )
+                undo.callback(datapath.close)
+                if not self._sockets:
+                    self._sockets = self._bind()
+                datapath.attach()
+                ours = datapath.links[HOT_PATH].id
+                if ours == min([ours, *hot_paths(root.id)]):  # no other was faster
+                    undo.pop_all()
+                    return datapath
+        return None
+
+    async def _wait_until(
+        self, free: Callable[[], bool], poll_seconds: float, where: Mapping[str, str]
+    ) -> bool:
+        """Wait for another daemon's end; False if a signal came first."""
         waiting = False
-        while not lock.try_acquire():
+        while not free():
             if not waiting:
                 logger.warning(
-                    "another sockledger is attached on this machine: waiting until it stops",
-                    extra={"lock": str(self._options.bpffs / "sockledger")},
+                    "another sockledger is attached on this machine: waiting until it stops", extra=where
                 )
                 waiting = True
             try:
-                number = await asyncio.wait_for(self._signals.get(), LOCK_POLL_SECONDS)
+                number = await asyncio.wait_for(self._signals.get(), poll_seconds)
             except TimeoutError:
                 continue
             if number != signal.SIGHUP:

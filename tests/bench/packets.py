@@ -151,13 +151,13 @@ def run() -> None:
             Contender(name, (programs[f"{prefix}receive"], programs[f"{prefix}transmit"]))
             for name, programs, prefix in (
                 (FLOOR, rivals.programs, "empty_"),
-                (OURS, ours.programs, ""),
+                (OURS, ours.programs, "sl_"),
                 (PERCPU, rivals.programs, "plain_"),
                 (f"{PERCPU}, atomic adds", rivals.programs, "atomic_"),
                 (FLOW, rivals.programs, "flow_"),
             )
         ]
-        for name in ("transmit", "receive"):
+        for name in ("sl_transmit", "sl_receive"):
             ours.links.pop(
                 name
             ).destroy()  # what stays attached are the hooks of the sockets' beginnings and ends

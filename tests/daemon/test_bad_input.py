@@ -173,7 +173,7 @@ def test_exclusive_program(place: Surroundings, exclusive_program: Path, where: 
         root = {"there": place.cgroup.path, "above": inner.path}[where]
         with exclusive(place, exclusive_program, place.cgroup.path):
             line = refuse_with_another_attached(place, root)
-    assert f"{root}: the cgroup refuses program transmit: another program is attached there" in line
+    assert f"{root}: the cgroup refuses program sl_transmit: another program is attached there" in line
     assert "bpftool cgroup show" in line
 
 

@@ -2,11 +2,13 @@
 
 import fcntl
 import signal
+import time
+from collections.abc import Iterator
 
 import pytest
 from tests.daemon.support import Daemon, Surroundings, eventually, existing_links
 from tests.daemon.traffic import send_datagrams
-from tests.kernel.machine import Netns, new_cgroup
+from tests.kernel.machine import Netns, new_cgroup, run
 
 from sockledger.kernel.lock import Lock
 
@@ -103,6 +105,41 @@ def test_folder_of_others_stays(place: Surroundings) -> None:
     assert daemon.stop() == 0
     other.rmdir()
     other.parent.rmdir()
+
+
+@pytest.fixture
+def other_bpffs(place: Surroundings) -> Iterator[str]:
+    """The flag that names a BPF file system of its own, as a pod has that does not see the host's."""
+    folder = place.folder / "other-bpf"
+    folder.mkdir()
+    run("mount", "-t", "bpf", "bpf", str(folder))
+    yield f"--path.bpffs={folder}"
+    eventually(lambda: not (folder / "sockledger").exists(), "the lock is released")
+    run("umount", str(folder))
+
+
+def test_another_bpffs(place: Surroundings, other_bpffs: str) -> None:
+    first = place.run()
+    programs = place.attached()
+    second = waiting(place, other_bpffs)
+    assert second.lines(WAITING, f"cgroup={place.cgroup.path}") == 1
+    time.sleep(1.5)  # it looks again each second
+    assert place.attached() == programs
+    assert first.stop() == 0
+    second.wait_until_ready()
+    assert second.lines(WAITING) == 1
+    second.stop()
+
+
+@pytest.mark.parametrize("_round", range(5))
+def test_two_start_at_once_with_another_bpffs(place: Surroundings, other_bpffs: str, _round: int) -> None:
+    pair = [place.start(), place.start(other_bpffs)]
+    eventually(lambda: any(daemon.lines("msg=counting") for daemon in pair), "one counts")
+    eventually(lambda: any(daemon.lines(WAITING) for daemon in pair), "one waits")
+    [counting] = [daemon for daemon in pair if daemon.lines("msg=counting")]
+    assert not any(daemon.links() for daemon in pair if daemon is not counting)
+    for daemon in pair:
+        daemon.stop()
 
 
 def test_reload_while_waiting(place: Surroundings) -> None:

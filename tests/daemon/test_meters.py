@@ -81,7 +81,7 @@ def test_root_is_never_matched(place: Surroundings) -> None:
         page = daemon.page()
         assert points(page) == {"/", "/a", "/a/b"}
         attached = place.attached_by_cgroup()
-        assert len(attached[place.cgroup.path]) == 4, "receive, transmit, udp_created, released"
+        assert len(attached[place.cgroup.path]) == 4, "sl_receive, sl_transmit, sl_udp_created, sl_released"
         assert len(attached[a.path]) == 2
 
 
@@ -91,7 +91,7 @@ def test_exclusive_program(place: Surroundings, exclusive_program: Path) -> None
         stack.enter_context(exclusive(place, exclusive_program, taken.path))
         daemon = place.run(place.configure(f"attach: {{meters: ['/*']}}\n{FAST}"))
         assert points(daemon.settled()) == {"/", f"/{free.path.name}"}
-        assert daemon.lines("meter not attached", "/taken: the cgroup refuses program meter_transmit") == 1
+        assert daemon.lines("meter not attached", "/taken: the cgroup refuses program sl_meter_transmit") == 1
         assert daemon.lines("level=WARN") == 1
         assert len(place.attached_by_cgroup()[taken.path]) == 1, "the other's; no half a meter"
 

@@ -164,7 +164,7 @@ def test_bracket_under_load(root: CgroupRoot, generator: Generator) -> None:
 def test_tcp_end_hook_left_out(root: CgroupRoot, generator: Generator) -> None:
     """The kernel leaves a tracing program out where it would nest: the release ends what was opened."""
     with attached(root) as path:
-        path.links.pop("tcp_destroyed").destroy()
+        path.links.pop("sl_tcp_destroyed").destroy()
         generator.run("tcp", scaled(EVERYTHING["tcp"]))
         assert final_difference(path, root) == NOTHING
 

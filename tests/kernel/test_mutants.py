@@ -121,13 +121,13 @@ class HotPathFirst(DataPath):
     generator: Generator
 
     def attach(self) -> None:
-        self._attach_root("receive")
-        self._attach_root("transmit")
+        self._attach_root("sl_receive")
+        self._attach_root("sl_transmit")
         self.generator.run("tcp", scaled(200))
         time.sleep(0.2)
-        for name in ("released", "udp_created"):
+        for name in ("sl_released", "sl_udp_created"):
             self._attach_root(name)
-        self.links["tcp_destroyed"] = self.programs["tcp_destroyed"].attach()
+        self.links["sl_tcp_destroyed"] = self.programs["sl_tcp_destroyed"].attach()
         self._adopt()
 
 

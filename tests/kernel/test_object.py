@@ -74,7 +74,8 @@ def test_listing_finds_other_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "program", ["receive", "transmit", "meter_receive", "meter_transmit", "udp_created", "released"]
+    "program",
+    ["sl_receive", "sl_transmit", "sl_meter_receive", "sl_meter_transmit", "sl_udp_created", "sl_released"],
 )
 def test_returns_1(tmp_path: Path, program: str) -> None:
     image = tmp_path / "object"
@@ -145,7 +146,7 @@ def test_refused_by_exclusive_program(client: Cgroup, attach_type: int, flags: i
             pass
         os.close(root.fd)
         assert re.fullmatch(
-            rf"{client.path}: the cgroup refuses program (receive|transmit): another program .*",
+            rf"{client.path}: the cgroup refuses program sl_(receive|transmit): another program .*",
             str(caught.value),
         )
         attached_now = run("bpftool", "cgroup", "show", str(client.path)).splitlines()[1:]

@@ -1,6 +1,7 @@
 """The command line: every flag, what it refuses, and the exit statuses."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 from sockledger import __version__, cli
 from sockledger.config import Config, Flush, RunOptions
 from sockledger.errors import UserError
+from sockledger.kernel.doctor import Finding
 
 DEFAULTS = {
     "config_file": None,
@@ -250,14 +252,17 @@ def test_user_errors_are_lines(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert capsys.readouterr() == ("", "sockledger: a: no; do b\nsockledger: c: no; do d\n")
 
 
-def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = Mock(return_value=1)
-    stand_in(monkeypatch, "sockledger.kernel.doctor", run=run)
+def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examine = Mock(return_value=[Finding("a", ok=True, detail="b"), Finding("c", ok=False, detail="d")])
+    stand_in(monkeypatch, "sockledger.kernel.doctor", examine=examine)
     file = tmp_path / "a.yml"
     file.write_text("flush: {interval: 5s}")
     assert cli.main(["doctor"]) == 1
-    assert cli.main(["doctor", "--path.cgroupfs=/c", "--path.bpffs=/b", f"--config.file={file}"]) == 1
-    assert run.mock_calls == [
+    assert capsys.readouterr().out == "ok    a: b\nFAIL  c: d\n"
+    examine.return_value = [Finding("c", ok=False, detail="d", needed=False)]
+    assert cli.main(["doctor", "--path.cgroupfs=/c", "--path.bpffs=/b", f"--config.file={file}"]) == 0
+    assert capsys.readouterr().out == "no    c: d\n"
+    assert examine.mock_calls == [
         call(Config(), None, Path("/sys/fs/bpf")),
         call(Config(flush=Flush(interval=5.0)), Path("/c"), Path("/b")),
     ]
@@ -266,14 +271,14 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_doctor_with_an_invalid_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in(monkeypatch, "sockledger.kernel.doctor", run=raising(AssertionError()))
+    stand_in(monkeypatch, "sockledger.kernel.doctor", examine=raising(AssertionError()))
     assert cli.main(["doctor", "--config.file", "/no"]) == 1
     message = "sockledger: /no: cannot be read: No such file or directory; give a readable YAML file\n"
     assert capsys.readouterr() == ("", message)
 
 
 def test_interrupted_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "sockledger.kernel.doctor", run=raising(KeyboardInterrupt()))
+    stand_in(monkeypatch, "sockledger.kernel.doctor", examine=raising(KeyboardInterrupt()))
     assert cli.main(["doctor"]) == 130
 
 
@@ -289,6 +294,29 @@ def test_stdout_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert cli.main(["--help"]) == 1
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [
+        (["check", "--config.file", "/dev/null"], ""),
+        (["check", "--config.file", "/dev/null"], "1"),
+        (["doctor"], "1"),
+        (["--help"], ""),  # argparse itself passes over it if unbuffered
+    ],
+)
+def test_stdout_is_full(command: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", "from sockledger.cli import entry_point; entry_point()", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert run.stderr == "sockledger: standard output: No space left on device: the output is cut\n"
+    assert run.returncode == 1
 
 
 def test_entry_point_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,16 @@ def test_interval_is_the_sum_of_its_parts(
 RULES = {
     "root is a list": ("- a", "1: top level: a list is not a mapping", ROOT),
     "root is a string": ("\nhello", '2: top level: "hello" is not a mapping', ROOT),
+    "section is a mapping by another tag": (
+        "flush: !!int {a: 1}",
+        "1: flush: a mapping with tag tag:yaml.org,2002:int is not a mapping",
+        "the keys interval",
+    ),
+    "list is one by another tag": (
+        "attach: {meters: !x [/a]}",
+        "1: attach.meters: a list with tag !x is not a list",
+        f"a list of {METERS}",
+    ),
     "section is a list": ("flush: [1]", "1: flush: a list is not a mapping", "the keys interval"),
     "unknown section": ("labels: {}", "1: labels: unknown key", SECTIONS),
     "misspelt section": ("limits: {}\natach: {}", "2: atach: unknown key (did you mean attach?)", SECTIONS),

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from sockledger.errors import UserError
+from sockledger.kernel.filesystem import is_cgroup2
 
-CGROUP2_SUPER_MAGIC = 0x63677270  # include/uapi/linux/magic.h
 FILEID_KERNFS = 0xFE  # include/linux/exportfs.h
 MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -20,15 +20,8 @@ class _FileHandle(ctypes.Structure):
     _fields_ = (("bytes", ctypes.c_uint32), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
 
 
-class _Statfs(ctypes.Structure):
-    """struct statfs; only its first member is read."""
-
-    _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
-
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FileHandle), ctypes.c_int)
-_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.POINTER(_Statfs))
 
 
 class CgroupRoot:
@@ -42,8 +35,7 @@ class CgroupRoot:
             raise UserError(
                 f"{path}: {error.strerror}: --path.cgroupfs must be a folder of a cgroup v2 file system"
             ) from None
-        found = _Statfs()
-        if _libc.fstatfs(self.fd, ctypes.byref(found)) or found.type != CGROUP2_SUPER_MAGIC:
+        if not is_cgroup2(path):
             os.close(self.fd)
             raise UserError(
                 f"{path}: not on a cgroup v2 file system: mount one (mount -t cgroup2 none {path}) "

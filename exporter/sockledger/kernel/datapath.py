@@ -16,6 +16,9 @@ from sockledger.kernel.libbpf import Link, LoadError, Object, Program
 BPF_CGROUP_INET_INGRESS = 0
 BPF_CGROUP_INET_EGRESS = 1
 
+# The program at the root's ingress, which every version has under this name: see kernel/attachments.py.
+HOT_PATH = "sl_receive"
+
 # Typical cgroups use two protocols over two families.
 TOTALS_PER_CGROUP = 4
 
@@ -81,13 +84,13 @@ class DataPath:
         self.links: dict[str, Link] = {}
         self._meters: dict[int, tuple[Link, Link]] = {}
 
-        self._socket_hooks = ("released", "udp_created", "adopt") if socket_hooks else ()
+        self._socket_hooks = ("sl_released", "sl_udp_created", "sl_adopt") if socket_hooks else ()
         for name in self._socket_hooks:
             self.programs[name].set_autoload(True)
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
         try:
             self._object.load()
-            self._flush = self.programs["flush"].attach_iterator(over=self.maps["sockets"])
+            self._flush = self.programs["sl_flush"].attach_iterator(over=self.maps["sockets"])
         except (LoadError, OSError) as error:
             raise UserError(f"the kernel refuses the BPF programs: {error}: see sockledger doctor") from None
         key, value = self.maps["totals"].key, self.maps["totals"].value
@@ -110,12 +113,12 @@ class DataPath:
         UserError if the cgroup refuses; then nothing stays attached.
         """
         try:
-            self.links["tcp_destroyed"] = self.programs["tcp_destroyed"].attach()
-            for name in ("released", "udp_created"):
+            self.links["sl_tcp_destroyed"] = self.programs["sl_tcp_destroyed"].attach()
+            for name in ("sl_released", "sl_udp_created"):
                 if name in self._socket_hooks:
                     self._attach_root(name)
-            self._attach_root("receive")
-            self._attach_root("transmit")
+            self._attach_root(HOT_PATH)
+            self._attach_root("sl_transmit")
             self._adopt()
         except OSError as error:
             self._detach()
@@ -128,9 +131,9 @@ class DataPath:
         self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
 
     def _adopt(self) -> None:
-        if "adopt" not in self._socket_hooks:
+        if "sl_adopt" not in self._socket_hooks:
             return
-        link = self.programs["adopt"].attach_iterator()
+        link = self.programs["sl_adopt"].attach_iterator()
         try:
             link.run_iterator()
         finally:
@@ -153,9 +156,9 @@ class DataPath:
 
     def add_meter(self, cgroup_id: int, cgroup_fd: int, path: str) -> None:
         """Count all packets of a cgroup and its descendants in its own storage; UserError if it refuses."""
-        receive = attach_cgroup(self.programs["meter_receive"], cgroup_fd, path)
+        receive = attach_cgroup(self.programs["sl_meter_receive"], cgroup_fd, path)
         try:
-            transmit = attach_cgroup(self.programs["meter_transmit"], cgroup_fd, path)
+            transmit = attach_cgroup(self.programs["sl_meter_transmit"], cgroup_fd, path)
         except UserError:
             receive.destroy()
             raise
@@ -216,13 +219,12 @@ def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
     try:
         return program.attach_cgroup(cgroup_fd)
     except OSError as error:
-        reason = error.strerror
-        if isinstance(error, PermissionError):
-            reason = (
-                "another program is attached there, or above it, exclusively (without BPF_F_ALLOW_MULTI), "
-                "or CAP_NET_ADMIN is missing: see bpftool cgroup show"
-            )
-        raise UserError(f"{path}: the cgroup refuses program {program.name}: {reason}") from None
+        if not isinstance(error, PermissionError):
+            raise UserError(f"{path}: attaching program {program.name} failed: {error.strerror}") from None
+        raise UserError(
+            f"{path}: the cgroup refuses program {program.name}: another program is attached there, or above "
+            "it, exclusively (no BPF_F_ALLOW_MULTI), or CAP_NET_ADMIN is missing: see bpftool cgroup show"
+        ) from None
 
 
 def _same_members(name: str, found: list[str], wanted: tuple[str, ...]) -> None:

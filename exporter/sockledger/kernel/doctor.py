@@ -1,7 +1,6 @@
 """`sockledger doctor`: what this kernel and these privileges allow, a line each."""
 
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Literal
 from sockledger.config import Config
 from sockledger.errors import UserError
 from sockledger.kernel import libbpf
+from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import attach_cgroup, object_image
 from sockledger.kernel.features import (
@@ -21,10 +21,12 @@ from sockledger.kernel.features import (
     NO_BTF,
     counts_runs,
     effective_capabilities,
+    lists_links,
     sees_all_tasks,
     want_socket_hooks,
 )
-from sockledger.kernel.lock import Lock, is_bpffs, require_mountable
+from sockledger.kernel.filesystem import is_bpffs, require_mountable
+from sockledger.kernel.lock import Lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,6 @@ class Finding:
         """Return it as it is printed."""
         mark = "ok  " if self.ok else "FAIL" if self.needed else "no  "
         return f"{mark}  {self.subject}: {self.detail}"
-
-
-def run(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> int:
-    """Print all findings; return 0 if the daemon can run here, else 1."""
-    able = True
-    for finding in examine(configuration, cgroupfs, bpffs):
-        sys.stdout.write(finding.line() + "\n")
-        able &= finding.ok or not finding.needed
-    return 0 if able else 1
 
 
 def examine(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
@@ -69,9 +62,13 @@ def examine(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> Iterat
     except UserError as error:
         yield Finding("libbpf", ok=False, detail=str(error))
         return
-    yield from _programs()
+    programs = list(_programs())
+    yield from programs
+    if not all(program.ok for program in programs):
+        return  # what follows is about programs that run
     if root is not None:
         yield _attachment(root)
+        yield _other_daemons(root)
     yield _socket_hooks(configuration.attach.socket_hooks)
     yield _adoption()
     yield _run_statistics()
@@ -126,30 +123,38 @@ def _programs() -> Iterator[Finding]:
     with closing(libbpf.Object(image, "sockledger")) as listed:
         names = sorted(listed.programs)
     for name in names:
+        if name == "sl_attachments" and not lists_links():
+            continue
         with closing(libbpf.Object(image, "sockledger")) as tried:
             try:
-                _load_only(tried, name)
+                tried.choose(name)
+                tried.load()
             except libbpf.LoadError as error:
                 yield Finding(f"program {name}", ok=False, detail=str(error))
             else:
                 yield Finding(f"program {name}", ok=True, detail="loads")
 
 
-def _load_only(loaded: libbpf.Object, name: str) -> None:
-    for program in loaded.programs.values():
-        program.set_autoload(program.name == name)
-    loaded.load()
-
-
 def _attachment(root: CgroupRoot) -> Finding:
     """Attach a program that only counts for itself, and take it off again."""
     with closing(libbpf.Object(object_image(), "sockledger")) as tried:
         try:
-            _load_only(tried, "meter_receive")
-            attach_cgroup(tried.programs["meter_receive"], root.fd, str(root.path)).destroy()
+            tried.choose("sl_meter_receive")
+            tried.load()
+            attach_cgroup(tried.programs["sl_meter_receive"], root.fd, str(root.path)).destroy()
         except (UserError, libbpf.LoadError) as error:
             return Finding("attaching", ok=False, detail=str(error))
     return Finding("attaching", ok=True, detail=f"{root.path} takes programs")
+
+
+def _other_daemons(root: CgroupRoot) -> Finding:
+    if not lists_links():
+        detail = "this kernel does not list BPF links: one that uses another bpffs is not noticed"
+        return Finding("other daemons", ok=False, detail=detail, needed=False)
+    detail = (
+        f"one is attached to {root.path}: another would wait" if hot_paths(root.id) else "none is attached"
+    )
+    return Finding("other daemons", ok=True, detail=detail)
 
 
 def _socket_hooks(setting: bool | Literal["auto"]) -> Finding:  # noqa: FBT001 - a setting, not a switch

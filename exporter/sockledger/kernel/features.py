@@ -76,6 +76,11 @@ def want_socket_hooks(setting: bool | Literal["auto"]) -> bool:  # noqa: FBT001 
         ) from None
 
 
+def lists_links() -> bool:
+    """Whether an iterator can list all BPF links (since Linux 5.19)."""
+    return b"\0bpf_iter__bpf_link\0" in BTF.read_bytes()
+
+
 def counts_runs() -> bool:
     """Whether the kernel counts runs of programs and their time (kernel.bpf_stats_enabled)."""
     return BPF_STATS.exists() and BPF_STATS.read_text().strip() == "1"

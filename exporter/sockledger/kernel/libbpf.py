@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BPF_ANY = 0
 _LOG_LINES = 64
+_ITERATOR_BYTES = 32 * 1024  # what the kernel gathers for one read
 
 
 class _BatchOpts(ctypes.Structure):
@@ -104,6 +105,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, ctypes.c_bool)),
     "bpf_map_lookup_elem": (c_int, (c_int, c_char_p, c_void_p)),
     "bpf_map_update_elem": (c_int, (c_int, c_char_p, c_char_p, c_uint64)),
     "bpf_map_lookup_batch": (
@@ -189,6 +191,11 @@ class Link:
         self._pointer = pointer
         self.fd: int = _library().bpf_link__fd(pointer)
 
+    @property
+    def id(self) -> int:
+        """The link's number in the kernel; later links have higher ones."""
+        return int(_info(self.fd, _CgroupLinkInfo()).id)
+
     def attached(self) -> bool:
         """Whether the kernel still runs the program: a cgroup's end or another process may detach it."""
         info = _info(self.fd, _CgroupLinkInfo())
@@ -198,16 +205,19 @@ class Link:
         """Detach."""
         _library().bpf_link__destroy(self._pointer)
 
-    def run_iterator(self) -> None:
-        """Run an iterator that prints nothing to its end."""
+    def run_iterator(self) -> bytes:
+        """Run an iterator to its end, and return what it prints."""
         fd = _checked(_library().bpf_iter_create(self.fd), "bpf_iter_create")
+        printed = b""
         try:
             while True:
                 try:
-                    if not os.read(fd, 1):
-                        return
+                    part = os.read(fd, _ITERATOR_BYTES)
                 except BlockingIOError:  # EAGAIN after each 1,000,000 objects: read on
                     continue
+                if not part:
+                    return printed
+                printed += part
         finally:
             os.close(fd)
 
@@ -300,6 +310,10 @@ class Map:
     @max_entries.setter
     def max_entries(self, entries: int) -> None:
         _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
+
+    def leave_out(self) -> None:
+        """Let the object's load not make this map; no program that is loaded may use it."""
+        _checked(_library().bpf_map__set_autocreate(self._pointer, False), "bpf_map__set_autocreate")  # noqa: FBT003
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return a key's value, None if there is none."""
@@ -394,6 +408,11 @@ class Object:
         while pointer:
             yield pointer
             pointer = following(self._pointer, pointer)
+
+    def choose(self, name: str) -> None:
+        """Let `load` load this program alone."""
+        for program in self.programs.values():
+            program.set_autoload(program.name == name)
 
     def load(self) -> None:
         """Make the maps and load the programs; LoadError if the kernel refuses."""

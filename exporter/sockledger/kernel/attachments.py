@@ -1,0 +1,35 @@
+"""Which hot paths are attached on this machine, whichever daemon's: the pins in one bpffs do not tell."""
+
+import struct
+from contextlib import closing
+
+from sockledger.errors import UserError
+from sockledger.kernel.datapath import HOT_PATH, object_image
+from sockledger.kernel.features import lists_links
+from sockledger.kernel.libbpf import LoadError, Object
+
+_ATTACHMENT = struct.Struct("=QQ16s")  # struct attachment in bpf/attachments.h
+
+
+def hot_paths(cgroup_id: int) -> list[int]:
+    """Return the ids of the links that attach a hot path to this cgroup.
+
+    None are found where the kernel cannot tell (`features.lists_links`). UserError if it refuses the program.
+    """
+    if not lists_links():
+        return []
+    with closing(Object(object_image(), "sockledger")) as lister:
+        lister.choose("sl_attachments")
+        for unused in lister.maps.values():
+            unused.leave_out()
+        try:
+            lister.load()
+            link = lister.programs["sl_attachments"].attach_iterator()
+        except (LoadError, OSError) as error:
+            raise UserError(f"the kernel refuses to list BPF links: {error}: see sockledger doctor") from None
+        try:
+            found = _ATTACHMENT.iter_unpack(link.run_iterator())
+        finally:
+            link.destroy()
+    name = HOT_PATH.encode()
+    return [link_id for at, link_id, program in found if at == cgroup_id and program.rstrip(b"\0") == name]
