@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -165,13 +166,14 @@ class Daemon:
         process = CollectorRegistry()
         ProcessCollector(registry=process)
 
-        def scrape(request: server.ScrapeRequest) -> bytes:
+        def scrape(request: server.ScrapeRequest) -> server.Scrape:
             ledger.refresh()
             families = [*registry.collect(), *exporter.collect()]
-            page = text.render(families, seen=births.show(request.scraper), openmetrics=request.openmetrics)
+            seen = births.seen_by(request.scraper)
+            page = text.render(families, seen=seen, openmetrics=request.openmetrics)
             if self._options.exporter_metrics:
                 page = text.add_registry(page, process, openmetrics=request.openmetrics)
-            return page
+            return server.Scrape(page, partial(births.note_seen, request.scraper, births.newest))
 
         web = server.Server(
             self._sockets,

@@ -16,8 +16,9 @@ class Clock:
 
 
 def young(births: Births, scraper: str | None, *series: Series) -> list[bool]:
-    """Which of *series* a page for *scraper* shows as 0."""
-    seen = births.show(scraper)
+    """Which of *series* a page that *scraper* gets shows as 0."""
+    seen = births.seen_by(scraper)
+    births.note_seen(scraper, births.newest)
     return [seen is not None and each.number > seen for each in series]
 
 
@@ -37,6 +38,22 @@ def test_scrapers_are_independent() -> None:
     assert young(births, "one", series) == [True]
     assert young(births, "two", series) == [True]
     assert young(births, "one", series) == [False]
+
+
+def test_a_page_that_never_arrived_was_not_seen() -> None:
+    births = Births()
+    series = births.series([])
+    assert births.seen_by("one") == 0
+    assert young(births, "one", series) == [True]
+
+
+def test_pages_that_arrive_in_another_order() -> None:
+    births = Births()
+    births.series([("a", "1")])
+    second = births.series([("a", "2")])
+    births.note_seen("one", 2)
+    births.note_seen("one", 1)
+    assert young(births, "one", second) == [False]
 
 
 def test_nobody_sees_values_and_uses_nothing_up() -> None:
@@ -80,9 +97,9 @@ def test_scrapers_are_bounded_and_the_one_unseen_longest_goes() -> None:
     births = Births(clock)
     series = births.series([])
     for number in range(MAX_SCRAPERS):
-        births.show(f"scraper {number}")
-    births.show("scraper 0")
-    births.show("one more")
+        young(births, f"scraper {number}")
+    young(births, "scraper 0")
+    young(births, "one more")
     assert young(births, "scraper 0", series) == [False]
     assert young(births, "scraper 1", series) == [True], "forgotten, and everything is fresh still"
 

@@ -10,13 +10,23 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from sockledger.web import pages, server
-from sockledger.web.server import ListenError, ScrapeRequest, Server, bind, parse_address, systemd_sockets
+from sockledger.web.server import (
+    ListenError,
+    Scrape,
+    ScrapeRequest,
+    Server,
+    bind,
+    parse_address,
+    systemd_sockets,
+)
 
 PAGE = b"# TYPE x gauge\nx 1.0\n" * 100
 HUGE_PAGE = b"x" * 30_000_000
@@ -32,10 +42,11 @@ class Running:
         self.sockets = bind([("127.0.0.1", 0)])
         self.port: int = self.sockets[0].getsockname()[1]
         scrape: Callable[[ScrapeRequest], bytes] = options.pop("scrape", lambda _request: PAGE)
+        self.delivered: list[ScrapeRequest] = []
 
-        def recorded(request: ScrapeRequest) -> bytes:
+        def recorded(request: ScrapeRequest) -> Scrape:
             self.requests.append(request)
-            return scrape(request)
+            return Scrape(scrape(request), partial(self.delivered.append, request))
 
         defaults: dict[str, Any] = {
             "ready": lambda: True,
@@ -414,8 +425,8 @@ def test_a_client_that_has_gone_is_not_scraped_for() -> None:
         with web.connect(b"GET /metrics HTTP/1.0\r\n\r\n") as first:
             assert gate.entered.wait(PATIENCE)
             with web.connect(b"GET /metrics HTTP/1.0\r\n\r\n"):
-                eventually(lambda: web.server._scrapes._running == 2)
-            eventually(lambda: web.server._scrapes._running == 1)
+                eventually(lambda: len(web.server._scrapes.streams) == 2)
+            eventually(lambda: len(web.server._scrapes.streams) == 1)
             gate.opened.set()
             assert received(first).endswith(PAGE)
         web.get()
@@ -450,15 +461,37 @@ def test_a_request_that_trickles_in_is_closed(monkeypatch: pytest.MonkeyPatch) -
         trickle(client)
 
 
-def test_no_more_connections_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_limit_the_connection_idle_longest_goes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
-    with running() as web:
-        with ExitStack() as clients:
-            for _ in range(3):
-                clients.enter_context(web.connect())
-            assert received(clients.enter_context(web.connect(b"GET / HTTP/1.0\r\n\r\n"))) == b""
-        eventually(lambda: not web.server._http._connections)
+    with running() as web, ExitStack() as clients:
+        first, second, third = (clients.enter_context(web.connect()) for _ in range(3))
+        first.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert first.recv(1000).endswith(b"sockledger is healthy.\n")
+        for _ in range(2):
+            assert web.get("/-/ready")[0].status == 200
+        assert received(second) == b""
+        third.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        assert received(third).endswith(b"sockledger is healthy.\n")
+        for _ in range(100):
+            clients.enter_context(web.connect())
         assert web.get()[0].status == 200
+        assert received(first) == b""
+        eventually(lambda: len(web.server._http._connections) <= 3)
+    assert caplog.text.count("all 3 connections are in use") == 1
+
+
+def test_connections_that_are_answered_are_not_closed_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    gate = Gate()
+    with running(scrape=gate) as web, ExitStack() as clients:
+        scrapes = [clients.enter_context(web.connect(b"GET /metrics HTTP/1.0\r\n\r\n")) for _ in range(2)]
+        eventually(lambda: len(web.server._scrapes.streams) == 2)
+        for _ in range(10):
+            assert web.get("/-/healthy")[0].status == 200
+        gate.opened.set()
+        assert all(received(scrape).endswith(PAGE) for scrape in scrapes)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +546,27 @@ def test_a_client_that_leaves_while_it_is_written_to_frees_its_place() -> None:
         eventually(lambda: not web.server._scrapes.full)
 
 
+def test_delivered_is_what_has_gone_out() -> None:
+    with running(scrape=lambda request: HUGE_PAGE if request.scraper is None else PAGE) as web:
+        with reading_nothing(web) as client:
+            assert client.recv(1)
+        eventually(lambda: not web.server._http._connections)
+        prometheus = {"X_Prometheus_Scrape_Timeout_Seconds": "10", "User_Agent": "Prometheus/3.5.0"}
+        web.get(**prometheus)
+        eventually(lambda: bool(web.delivered))
+        assert [request.scraper for request in web.delivered] == ["127.0.0.1 Prometheus/3.5.0"]
+
+
 # Stopping
+
+
+def test_stop_answers_connections_it_has_just_accepted() -> None:
+    with running() as web, web.connect() as client:
+        eventually(lambda: len(web.server._http._connections) == 1)
+        stopped = asyncio.run_coroutine_threadsafe(web.server.stop(PATIENCE), web.loop)
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert received(client).endswith(PAGE)
+        stopped.result(PATIENCE)
 
 
 def test_stop_lets_a_running_scrape_finish() -> None:
@@ -546,7 +599,7 @@ def test_stop_closes_connections_and_keeps_the_sockets_for_a_successor() -> None
             assert web.server.sockets == tuple(web.sockets)
             successor = Server(
                 web.sockets,
-                lambda _request: b"from the successor\n",
+                lambda _request: Scrape(b"from the successor\n", Mock()),
                 web.executor,
                 ready=lambda: True,
                 telemetry_path="/metrics",

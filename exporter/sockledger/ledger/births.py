@@ -1,7 +1,7 @@
 """A counter's birth: whoever scrapes sees a new series at 0 once, or `increase()` misses what came first.
 
 Series are numbered as they appear. A scraper has the highest number that it has seen; newer counters read
-0 in its next page, and their value from then on.
+0 in its next page, and their value once it has got that page.
 """
 
 import time
@@ -31,16 +31,24 @@ class Births:
         self._count += 1
         return Series(labels, self._count)
 
-    def show(self, scraper: str | None) -> int | None:
-        """Return the highest number *scraper* has seen, and note that it is about to see all there are.
+    @property
+    def newest(self) -> int:
+        """The highest number there is."""
+        return self._count
 
-        None, who is no scraper, sees values; so None is returned.
-        """
+    def seen_by(self, scraper: str | None) -> int | None:
+        """Return the highest number *scraper* has seen. None, who is no scraper, sees values: None."""
         if scraper is None:
             return None
         fresh = self._clock() - self._start < FRESH_SECONDS
-        seen = self._scrapers.pop(scraper, 0 if fresh else self._shown)
-        self._scrapers[scraper] = self._shown = self._count
+        return self._scrapers.get(scraper, 0 if fresh else self._shown)
+
+    def note_seen(self, scraper: str | None, newest: int) -> None:
+        """Note that *scraper* has got a page with all numbers up to *newest*."""
+        if scraper is None:
+            return
+        self._scrapers[scraper] = max(newest, self._scrapers.get(scraper, 0))
+        self._scrapers.move_to_end(scraper)
+        self._shown = max(newest, self._shown)
         if len(self._scrapers) > MAX_SCRAPERS:
             self._scrapers.popitem(last=False)
-        return seen

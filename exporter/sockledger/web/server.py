@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from tornado.http1connection import HTTP1Connection
+from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
@@ -32,6 +33,10 @@ WRITE_TIMEOUT_SECONDS = 30
 
 # Silent clients must not use up the file descriptors (usually 1024): accept() would fail in a busy loop.
 MAX_CONNECTIONS = 512
+_CROWDED_WARNING_SECONDS = 60
+
+# How long a stop waits for the requests of connections that it has accepted just before.
+_REQUEST_SECONDS = 0.1
 
 _MAX_HEADER_BYTES = 16 * 1024
 _MAX_BODY_BYTES = 1024
@@ -53,6 +58,14 @@ class ScrapeRequest:
 
     scraper: str | None
     openmetrics: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """A page of metrics; *delivered* is called when it has gone out to a client that was still there."""
+
+    page: bytes
+    delivered: Callable[[], None]
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -97,14 +110,14 @@ def systemd_sockets() -> list[socket.socket]:
 class Server:
     """Serves the metrics, the health checks and the landing page on *sockets*.
 
-    *scrape* runs in *executor*, so that the event loop always answers. More than *max_requests* scrapes at a
-    time are refused; 0 is no limit.
+    *scrape* and `Scrape.delivered` run in *executor*, so that the event loop always answers. More than
+    *max_requests* scrapes at a time are refused; 0 is no limit.
     """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        scrape: Callable[[ScrapeRequest], bytes],
+        scrape: Callable[[ScrapeRequest], Scrape],
         executor: Executor,
         *,
         ready: Callable[[], bool],
@@ -123,6 +136,7 @@ class Server:
         application = Application(routes, default_handler_class=_NotFound, log_function=_log_request)
         self._http = _HTTPServer(
             application,
+            answering=self._scrapes.streams,
             idle_connection_timeout=IDLE_TIMEOUT_SECONDS,
             body_timeout=IDLE_TIMEOUT_SECONDS,
             max_header_size=_MAX_HEADER_BYTES,
@@ -140,53 +154,91 @@ class Server:
         `sockets` stay open, for a successor; the caller closes them.
         """
         self._http.stop()
+        await asyncio.sleep(min(_REQUEST_SECONDS, grace_seconds))
         await self._scrapes.finished(grace_seconds)
         await self._http.close_all_connections()
 
 
 class _HTTPServer(HTTPServer):
-    """An HTTP server with a limit to its connections."""
+    """An HTTP server with a limit to its connections: a new one replaces the one that is idle longest."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Take tornado's arguments, and *answering*: connections that are not idle."""
+        self._answering: Container[IOStream] = kwargs.pop("answering")
+        super().initialize(*args, **kwargs)
+        self._open: dict[IOStream, None] = {}  # the one whose last request is longest ago first
+        self._warn_from = 0.0
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
-            stream.close()
-        else:
-            super().handle_stream(stream, address)
+        if len(self._open) >= MAX_CONNECTIONS:
+            self._make_room()
+        self._open[stream] = None
+        super().handle_stream(stream, address)
+
+    def start_request(self, server_conn: object, request_conn: Any) -> Any:
+        """Note that a connection waits for its first request, or for the next one."""
+        if request_conn.stream in self._open:
+            del self._open[request_conn.stream]
+            self._open[request_conn.stream] = None  # now the last
+        return super().start_request(server_conn, request_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        self._open.pop(cast(HTTP1ServerConnection, server_conn).stream, None)
+        super().on_close(server_conn)
+
+    def _make_room(self) -> None:
+        idle = next((stream for stream in self._open if stream not in self._answering), None)
+        if idle is not None:
+            del self._open[idle]
+            idle.close()
+        now = time.monotonic()
+        if now >= self._warn_from:
+            self._warn_from = now + _CROWDED_WARNING_SECONDS
+            _log.warning("all %d connections are in use: new ones replace idle ones", MAX_CONNECTIONS)
 
 
 class _Scrapes:
     """The scrapes that are being answered, from the request to the last byte of the response."""
 
-    def __init__(self, scrape: Callable[[ScrapeRequest], bytes], executor: Executor, limit: int) -> None:
+    def __init__(self, scrape: Callable[[ScrapeRequest], Scrape], executor: Executor, limit: int) -> None:
         self.limit = limit
+        self.streams: set[IOStream] = set()
         self._scrape = scrape
         self._executor = executor
-        self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def full(self) -> bool:
         """Whether one more is one too many."""
-        return 0 < self.limit <= self._running
+        return 0 < self.limit <= len(self.streams)
 
-    def __enter__(self) -> None:
-        self._running += 1
+    @contextmanager
+    def answering(self, stream: IOStream) -> Iterator[None]:
+        """Count a scrape as running."""
+        self.streams.add(stream)
         self._idle.clear()
+        try:
+            yield
+        finally:
+            self.streams.remove(stream)
+            if not self.streams:
+                self._idle.set()
 
-    def __exit__(self, *_exception: object) -> None:
-        self._running -= 1
-        if not self._running:
-            self._idle.set()
-
-    def page(self, request: ScrapeRequest, *, compressed: bool) -> asyncio.Future[bytes]:
+    def start(self, request: ScrapeRequest, *, compressed: bool) -> asyncio.Future[Scrape]:
         """Start a scrape."""
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._executor, self._page, request, compressed)
+        return loop.run_in_executor(self._executor, self._run, request, compressed)
 
-    def _page(self, request: ScrapeRequest, compressed: bool) -> bytes:  # noqa: FBT001
-        page = self._scrape(request)
-        return gzip.compress(page, _GZIP_LEVEL, mtime=0) if compressed else page
+    def _run(self, request: ScrapeRequest, compressed: bool) -> Scrape:  # noqa: FBT001
+        scrape = self._scrape(request)
+        if compressed:
+            scrape = replace(scrape, page=gzip.compress(scrape.page, _GZIP_LEVEL, mtime=0))
+        return scrape
+
+    def delivered(self, scrape: Scrape) -> None:
+        """Tell that a page has gone out."""
+        self._executor.submit(scrape.delivered)
 
     async def finished(self, timeout_seconds: float) -> None:
         """Wait until none is running, or for the timeout."""
@@ -231,7 +283,7 @@ class _Handler(RequestHandler):
 
 
 class _Metrics(_Handler):
-    _page: asyncio.Future[bytes] | None = None
+    _scrape: asyncio.Future[Scrape] | None = None
 
     def initialize(self, scrapes: _Scrapes) -> None:
         self._scrapes = scrapes
@@ -241,27 +293,33 @@ class _Metrics(_Handler):
             self.set_status(503)
             self.finish(f"Limit of concurrent requests reached ({self._scrapes.limit}), try again later.\n")
             return
-        with self._scrapes:
+        stream = cast(HTTP1Connection, self.request.connection).stream
+        with self._scrapes.answering(stream):
             headers = self.request.headers
             openmetrics, content_type = negotiate(headers.get("Accept"))
             compressed = _accepts_gzip(headers.get("Accept-Encoding", ""))
-            self._page = self._scrapes.page(
+            self._scrape = self._scrapes.start(
                 ScrapeRequest(self._scraper(), openmetrics), compressed=compressed
             )
             try:
-                page = await self._page
+                scrape = await self._scrape
             except asyncio.CancelledError:
                 return
             self.set_header("Content-Type", content_type)
             self.set_header("Vary", "Accept, Accept-Encoding")
             if compressed:
                 self.set_header("Content-Encoding", "gzip")
-            await self.finish(page)
+            self.finish(scrape.page)
+            try:
+                await stream.write(b"")  # all is out; the future that finish() returns hides a failure
+            except StreamClosedError:
+                return
+            self._scrapes.delivered(scrape)
 
     def on_connection_close(self) -> None:
         """Drop the scrape of a client that has gone, unless it is running."""
-        if self._page is not None:
-            self._page.cancel()
+        if self._scrape is not None:
+            self._scrape.cancel()
 
     def _scraper(self) -> str | None:
         headers = self.request.headers
