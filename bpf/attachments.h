@@ -10,7 +10,7 @@
 /* What is printed for each link; kernel/attachments.py reads it. */
 struct attachment {
 	__u64 cgroup_id; /* 0: the cgroup is gone */
-	__u64 link_id;	 /* later links have higher ones */
+	__u64 link_id;	 /* later links have higher ones; 0 while it is being attached */
 	char program[16];
 };
 

@@ -9,6 +9,8 @@
 #include <linux/types.h>
 #include <stdbool.h>
 #include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_helpers.h>
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -93,5 +95,10 @@ struct bpf_iter__task_file {
 #define AF_INET	    2
 #define AF_INET6    10
 #define ETH_P_IPV6  0x86DD
+
+static __always_inline bool is_tcp(struct bpf_sock *sk)
+{
+	return sk->protocol == IPPROTO_TCP && sk->type == SOCK_STREAM;
+}
 
 #endif

@@ -17,7 +17,7 @@ int BPF_PROG(sl_tcp_destroyed, struct sock *sk)
 	__u64 word = 0, before;
 
 	/* a full barrier between the state, which is CLOSE, and the look-up: the other half of create()'s */
-	before = __sync_fetch_and_add(&word, 0);
+	before = __sync_lock_test_and_set(&word, 1);
 	asm volatile("" ::"r"(before) : "memory");
 	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (s)
@@ -36,12 +36,22 @@ int sl_udp_created(struct bpf_sock *sk)
 	return 1;
 }
 
-/* The end of UDP sockets. TCP still sends and receives after close(), and is written through from here on. */
+/*
+ * The end of UDP sockets. TCP still sends and receives after close(), and is written through from here on:
+ * also where nothing has been counted yet, as for a connection that is accepted and closed at once.
+ */
 SEC("?cgroup/sock_release")
 int sl_released(struct bpf_sock *sk)
 {
+	struct socket_counts new = {.state = CLOSED, .protocol = TCP};
 	struct socket_counts *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 
+	if (!s && is_tcp(sk) && sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_LISTEN) {
+		BRANCH(RELEASED_UNCOUNTED);
+		s = bpf_sk_storage_get(&sockets, sk, &new, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!s) /* perhaps the hot path was faster */
+			s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	}
 	if (s)
 		end(s);
 	return 1;

@@ -131,7 +131,7 @@ static __always_inline struct socket_counts *create(struct __sk_buff *skb, struc
 	 * barrier between making the storage and reading the state: either the end hook finds the storage,
 	 * or CLOSE is seen here.
 	 */
-	if (sk->protocol == IPPROTO_TCP && sk->type == SOCK_STREAM) {
+	if (is_tcp(sk)) {
 		__sync_val_compare_and_swap(&s->state, WRITE_THROUGH, FAST);
 		if (READ_ONCE(sk->state) == BPF_TCP_CLOSE) {
 			BRANCH(CREATED_CLOSED);

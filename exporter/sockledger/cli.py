@@ -1,8 +1,10 @@
 """The command line: flags in, exit status out."""
 
 import argparse
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +20,15 @@ _HEALTH_PATHS = ("/-/healthy", "/-/ready")
 
 def entry_point() -> NoReturn:
     """Run the console script."""
+    if sys.argv[1:2] == ["run"]:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon handles it: by default it kills
     sys.exit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in *argv* and return the exit status: 2 for usage errors, 1 for all others."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's: a path may hold anything
     try:
         try:
             arguments = _parser().parse_args(argv)
@@ -32,13 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.handler(arguments)
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"sockledger: {line}", file=sys.stderr)
+            _complain(f"sockledger: {line}")
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         return 1
     return status
+
+
+def _complain(text: str) -> None:
+    if sys.stderr is not None:  # print takes stdout instead of none
+        print(text, file=sys.stderr)
 
 
 def _print(text: str = "", end: str = "\n") -> None:
@@ -286,7 +297,7 @@ def _check(arguments: argparse.Namespace) -> int:
         config.load(arguments.config_file)
     except config.ConfigError as error:
         # Bare, since editors and CI systems know lines that begin with FILE:LINE.
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return 1
     _print(f"{printable(str(arguments.config_file))}: configuration is valid")
     return 0

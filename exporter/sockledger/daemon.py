@@ -57,8 +57,11 @@ class Daemon:
     def __init__(self, options: RunOptions) -> None:
         self._options = options
         self._config = config.load(options.config_file)
+        self._config_ok = True
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._lock_fd, self._sockets = _take_inherited()
+        if options.systemd_socket and not self._sockets:
+            self._sockets = server.systemd_sockets()
         # one thread owns the ledger: flushes and scrapes wait for each other, never for the event loop
         self._executor = ThreadPoolExecutor(
             1, "ledger", initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, SIGNALS)
@@ -114,11 +117,12 @@ class Daemon:
                     socket_hooks=want_socket_hooks(self._config.attach.socket_hooks),
                 )
                 undo.callback(datapath.close)
-                if not self._sockets:
-                    self._sockets = self._bind()
                 datapath.attach()
                 ours = datapath.links[HOT_PATH].id
-                if ours == min([ours, *hot_paths(root.id)]):  # no other was faster
+                if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
+                    # not before: another daemon may be on its way with the same addresses
+                    if not self._sockets:
+                        self._sockets = server.bind(self._options.listen_addresses)
                     undo.pop_all()
                     return datapath
         return None
@@ -134,6 +138,7 @@ class Daemon:
                     "another sockledger is attached on this machine: waiting until it stops", extra=where
                 )
                 waiting = True
+                self._stop_listening()
             try:
                 number = await asyncio.wait_for(self._signals.get(), poll_seconds)
             except TimeoutError:
@@ -147,22 +152,24 @@ class Daemon:
         """Read the configuration again; False, and the old one stays, if it is refused."""
         try:
             self._config = config.load(self._options.config_file)
+            self._config_ok = True
         except ConfigError as error:
             logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
-            return False
-        return True
+            self._config_ok = False
+        return self._config_ok
 
-    def _bind(self) -> list[socket]:
-        if self._options.systemd_socket:
-            return server.systemd_sockets()
-        return server.bind(self._options.listen_addresses)
+    def _stop_listening(self) -> None:
+        """Refuse connections that nobody would answer; what systemd has passed cannot be had twice."""
+        if not self._options.systemd_socket:
+            while self._sockets:
+                self._sockets.pop().close()
 
     async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
         ledger = Ledger(datapath, root, Meters(self._config.attach.meters, root, datapath))
         births = Births()
         registry = Registry(self._options.collectors, ledger, births)
-        exporter = Exporter(ledger, datapath.features)
+        exporter = Exporter(ledger, datapath.features, lambda: self._config_ok)
         process = CollectorRegistry()
         ProcessCollector(registry=process)
 
@@ -195,7 +202,7 @@ class Daemon:
             },
         )
         try:
-            return await self._until_signal(exporter)
+            return await self._until_signal()
         finally:
             self._ready = False
             flushing.cancel()
@@ -210,14 +217,13 @@ class Daemon:
                 logger.exception("flush failed")
             await asyncio.sleep(self._config.flush.interval)
 
-    async def _until_signal(self, exporter: Exporter) -> bool:
+    async def _until_signal(self) -> bool:
         while True:
             number = await self._signals.get()
             if number != signal.SIGHUP:
                 logger.info("stopping", extra={"signal": number.name})
                 return False
             if not self._reload():
-                exporter.config_ok = False
                 continue
             logger.warning("executing anew with the new configuration: without pins all counters start at 0")
             return True
@@ -239,10 +245,13 @@ def _take_inherited() -> tuple[int | None, list[socket]]:
     text = os.environ.pop(INHERITED, "")
     if not text:
         return None, []
-    lock_fd, *listening = [int(fd) for fd in text.split(",")]
-    for fd in (lock_fd, *listening):
-        os.set_inheritable(fd, False)  # noqa: FBT003
-    sockets = [socket(fileno=fd) for fd in listening]
+    try:
+        lock_fd, *listening = [int(fd) for fd in text.split(",")]
+        for fd in (lock_fd, *listening):
+            os.set_inheritable(fd, False)  # noqa: FBT003
+        sockets = [socket(fileno=fd) for fd in listening]
+    except (ValueError, OSError):
+        raise UserError(f"{INHERITED} is for the daemon's own use: take it out of the environment") from None
     for each in sockets:
         each.settimeout(0)  # Python does not look at what the descriptor is set to
     return lock_fd, sockets

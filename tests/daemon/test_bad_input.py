@@ -7,11 +7,14 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from tests.daemon.support import PATIENCE, SOCKLEDGER, Surroundings, free_port
 from tests.kernel.machine import new_cgroup, run
+
+from sockledger.kernel.datapath import object_image
 
 NEEDED = ("bpf", "perfmon", "net_admin")
 
@@ -68,7 +71,7 @@ def test_no_root(place: Surroundings) -> None:
 def test_lock_folder_of_another_user(place: Surroundings) -> None:
     prefix = (*in_mounts(f"mount --bind {place.bpffs} /sys/fs/bpf"), *as_nobody(*NEEDED))
     line = refused(place, "--path.bpffs=/sys/fs/bpf", prefix=prefix)
-    assert re.search(r"bpf/sockledger: Permission denied: .*needs root", line)
+    assert re.search(r"bpf/sockledger: Permission denied: the daemon must be able", line)
 
 
 def test_three_capabilities_are_enough(place: Surroundings) -> None:
@@ -220,6 +223,59 @@ def test_too_few_descriptors(place: Surroundings) -> None:
     assert shutil.which("prlimit")
     line = refused(place, prefix=("prlimit", "--nofile=20"))
     assert "Too many open files" in line
+
+
+def test_damaged_object(place: Surroundings) -> None:
+    damaged = place.folder / "damaged"
+    damaged.write_bytes(object_image()[:3000])
+    prefix = in_mounts(f"mount --bind {damaged} {files('sockledger.kernel') / 'sockledger.bpf.o'}")
+    assert "the BPF object is damaged" in refused(place, prefix=prefix)
+    done = subprocess.run((*prefix, SOCKLEDGER, "doctor"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch("sockledger: the BPF object is damaged .*\n", done.stderr)
+
+
+def doctor(place: Surroundings, *prefix: str) -> list[str]:
+    """What the doctor says is not as the daemon needs it."""
+    flags = (f"--path.cgroupfs={place.cgroup.path}", f"--path.bpffs={place.bpffs}")
+    done = subprocess.run(
+        (*prefix, SOCKLEDGER, "doctor", *flags), capture_output=True, text=True, check=False
+    )
+    assert not done.stderr
+    failures = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert done.returncode == bool(failures)
+    return failures
+
+
+def test_doctor_finds_what_stops_the_daemon(place: Surroundings) -> None:
+    assert doctor(place) == []
+    no_btf = in_mounts("mount -t tmpfs none /sys/kernel/btf")
+    assert [line.split(":")[0] for line in doctor(place, *no_btf)] == ["FAIL  BTF"]
+    read_only = in_mounts(f"mount -o remount,bind,ro {place.bpffs}")
+    [line] = doctor(place, *read_only)
+    assert f"{place.bpffs} is not writable" in line
+    assert "Read-only file system" in refused(place, prefix=read_only)
+    assert "FAIL  bpffs" in [line.split(":")[0] for line in doctor(place, *as_nobody())]
+
+
+def test_descriptors_that_nobody_passed_on(place: Surroundings) -> None:
+    for value in ("abc", "77", "77,78"):
+        line = refused(place, prefix=("env", f"SOCKLEDGER_INHERITED_FDS={value}"))
+        assert "take it out of the environment" in line
+
+
+def test_stderr_is_closed(place: Surroundings) -> None:
+    shell = f"{SOCKLEDGER} check --config.file /no 2>&-; {SOCKLEDGER} run --config.file /no 2>&-; echo $?"
+    done = subprocess.run(("sh", "-c", shell), capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_socket_activation_is_checked_before_waiting(place: Surroundings) -> None:
+    place.run()
+    command = (SOCKLEDGER, *place.flags(free_port()), "--web.systemd-socket")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 1
+    assert "no socket activation file descriptors found" in done.stderr
 
 
 def test_bpffs_hides_nothing(place: Surroundings) -> None:

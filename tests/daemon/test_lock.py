@@ -4,15 +4,20 @@ import fcntl
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
-from tests.daemon.support import Daemon, Surroundings, eventually, existing_links
+from tests.daemon.support import Daemon, Surroundings, eventually, existing_links, free_port
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Netns, new_cgroup, run
 
 from sockledger.kernel.lock import Lock
 
 WAITING = "another sockledger is attached on this machine: waiting"
+
+
+def _starts(daemons: list[Daemon], number: int) -> bool:
+    return sum(daemon.lines("msg=counting") for daemon in daemons) == number
 
 
 def waiting(place: Surroundings, *flags: str) -> Daemon:
@@ -124,6 +129,7 @@ def test_another_bpffs(place: Surroundings, other_bpffs: str) -> None:
     second = waiting(place, other_bpffs)
     assert second.lines(WAITING, f"cgroup={place.cgroup.path}") == 1
     time.sleep(1.5)  # it looks again each second
+    assert second.status("/-/healthy") == 0
     assert place.attached() == programs
     assert first.stop() == 0
     second.wait_until_ready()
@@ -133,13 +139,31 @@ def test_another_bpffs(place: Surroundings, other_bpffs: str) -> None:
 
 @pytest.mark.parametrize("_round", range(5))
 def test_two_start_at_once_with_another_bpffs(place: Surroundings, other_bpffs: str, _round: int) -> None:
-    pair = [place.start(), place.start(other_bpffs)]
+    address = f"--web.listen-address=127.0.0.1:{free_port()}"
+    pair = [place.start(address), place.start(address, other_bpffs)]
     eventually(lambda: any(daemon.lines("msg=counting") for daemon in pair), "one counts")
     eventually(lambda: any(daemon.lines(WAITING) for daemon in pair), "one waits")
     [counting] = [daemon for daemon in pair if daemon.lines("msg=counting")]
     assert not any(daemon.links() for daemon in pair if daemon is not counting)
     for daemon in pair:
         daemon.stop()
+
+
+def test_reload_beside_one_that_waits_with_another_bpffs(place: Surroundings, other_bpffs: str) -> None:
+    """Whichever is first after the reload: the other one waits, and refuses connections meanwhile."""
+    first = place.run()
+    second = waiting(place, other_bpffs)
+    for reloads in range(3):
+        counting, idle = (first, second) if first.status("/-/ready") == 200 else (second, first)
+        counting.send(signal.SIGHUP)
+        starts = partial(_starts, [first, second], reloads + 2)
+        eventually(starts, "one counts")
+        eventually(
+            lambda: {first.status("/-/ready"), second.status("/-/ready")} == {0, 200}, "only one answers"
+        )
+        assert idle.process.poll() is None
+    first.stop()
+    second.stop()
 
 
 def test_reload_while_waiting(place: Surroundings) -> None:
@@ -153,3 +177,15 @@ def test_reload_while_waiting(place: Surroundings) -> None:
     first.stop()
     second.wait_until_ready()
     assert second.page().sum("map_max_entries", map="totals") == 800
+    assert second.page().sum("config_last_reload_successful") == 1
+
+
+def test_refused_reload_while_waiting(place: Surroundings) -> None:
+    first = place.run()
+    second = waiting(place, place.configure(""))
+    place.configure("limits: {cgroups: none}")
+    second.send(signal.SIGHUP)
+    eventually(lambda: second.lines("configuration refused") == 1, "refused")
+    first.stop()
+    second.wait_until_ready()
+    assert second.page().sum("config_last_reload_successful") == 0

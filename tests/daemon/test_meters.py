@@ -1,6 +1,8 @@
 """Meters follow the globs as cgroups come and go, and agree with the workloads below them."""
 
-from contextlib import ExitStack
+import os
+import socket
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tests.daemon.support import Page, Surroundings, eventually
@@ -94,6 +96,38 @@ def test_exclusive_program(place: Surroundings, exclusive_program: Path) -> None
         assert daemon.lines("meter not attached", "/taken: the cgroup refuses program sl_meter_transmit") == 1
         assert daemon.lines("level=WARN") == 1
         assert len(place.attached_by_cgroup()[taken.path]) == 1, "the other's; no half a meter"
+
+
+def test_more_meters_than_the_limit_allows(place: Surroundings, netns: Netns) -> None:
+    """A flush, scrapes and their connections have their descriptors all the same."""
+    with ExitStack() as stack:
+        cgroups = [stack.enter_context(new_cgroup(place.cgroup.path, f"c{n}")) for n in range(40)]
+        flag = place.configure(f"attach: {{meters: ['/*']}}\n{FAST}")
+        daemon = place.run(flag, prefix=("prlimit", "--nofile=100:100"))
+        assert len(points(daemon.settled())) == 1 + 25
+        for cgroup in cgroups:
+            send_datagrams(netns, cgroup, cgroup)
+        assert {f"/c{n}" for n in range(40)} <= daemon.settled().labels("transmit_bytes_total", "cgroup")
+        assert daemon.lines("level=WARN") == daemon.lines("not all meters are attached", "wanted=40") == 1
+        assert daemon.lines("level=ERROR") == 0
+        for _ in range(100):
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", daemon.port))))
+        assert daemon.page().sum("scrape_collector_success") == 3
+        assert daemon.lines("all 25 connections are in use") == 1
+
+
+def test_hidden_and_alike(place: Surroundings, netns: Netns) -> None:
+    r"""A byte that is no UTF-8 is shown as \xff; a cgroup that is called so shares its series."""
+    with ExitStack() as stack:
+        names = (".hidden", os.fsdecode(b"a\xff"), r"a\xff")
+        hidden, byte, text = (stack.enter_context(new_cgroup(place.cgroup.path, name)) for name in names)
+        daemon = place.run(place.configure("attach: {meters: ['/*']}"))
+        sent = [send_datagrams(netns, each, each, number=n) for n, each in enumerate((hidden, byte, text), 1)]
+        page = daemon.settled()
+        assert points(page) == {"/", "/.hidden", r"/a\xff"}
+        for name, total in (("/.hidden", sent[0]), (r"/a\xff", sent[1] + sent[2])):
+            assert page.sum("attach_point_transmit_bytes_total", attach_point=name) == total
+            assert page.sum("transmit_bytes_total", cgroup=name) == total
 
 
 def test_more_meters_than_descriptors(place: Surroundings) -> None:

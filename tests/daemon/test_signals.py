@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 from tests.daemon.support import (
@@ -174,6 +175,23 @@ def test_executes_itself_anew(place: Surroundings, netns: Netns) -> None:
         assert second.lines("msg=counting") == 0, "the lock was free"
         assert daemon.stop() == 0
         second.wait_until_ready()
+
+
+def test_reload_before_it_is_ready(place: Surroundings) -> None:
+    daemon = place.start()
+    status = Path(f"/proc/{daemon.process.pid}/status")
+    hangup = 1 << signal.SIGHUP - 1
+
+    def ignored() -> bool:
+        line = next(line for line in status.read_text().splitlines() if line.startswith("SigIgn:"))
+        return bool(int(line.split()[1], 16) & hangup)
+
+    eventually(ignored, "started")
+    while not daemon.lines("msg=counting"):
+        daemon.send(signal.SIGHUP)
+        assert daemon.process.poll() is None
+        time.sleep(0.005)
+    daemon.wait_until_ready()
 
 
 def test_no_signal_is_lost_while_it_executes_itself(place: Surroundings) -> None:

@@ -66,6 +66,13 @@ def all_totals(path: DataPath) -> Traffic:
     return reduce(Traffic.plus, [*(traffic for _, traffic in path.totals()), *overflow], NOTHING)
 
 
+def control(path: DataPath, root: CgroupRoot) -> Traffic:
+    """What went through the attach point at the root, which is there all the while."""
+    found = path.control(root.id)
+    assert found is not None
+    return found
+
+
 def minus(left: Traffic, right: Traffic) -> Traffic:
     return Traffic(*map(int.__sub__, left, right))
 
@@ -86,7 +93,7 @@ def final_difference(path: DataPath, root: CgroupRoot) -> Traffic:
     stop_counting(path)
     time.sleep(0.3)
     flush(path)
-    return minus(all_totals(path), path.control(root.id))
+    return minus(all_totals(path), control(path, root))
 
 
 def totals_of(path: DataPath, cgroup_id: int) -> dict[tuple[str, str], Traffic]:

@@ -18,6 +18,7 @@ from tests.kernel.ledger import (
     all_totals,
     attached,
     branches,
+    control,
     final_difference,
     flush,
     flushing,
@@ -46,7 +47,15 @@ flush_periods = pytest.mark.parametrize(
 # What the generator must have done at least a hundred times.
 KINDS = {
     "tcp": (
-        *("client_close", "server_close", "client_reset", "server_reset", "client_unread", "server_unread"),
+        *(
+            "client_close",
+            "server_close",
+            "client_reset",
+            "server_reset",
+            "client_unread",
+            "server_unread",
+            "unused",
+        ),
         *("tcp_refused", "mapped", "connections_ipv4", "connections_ipv6"),
     ),
     "unaccepted": ("unaccepted",),
@@ -146,11 +155,11 @@ def test_bracket_under_load(root: CgroupRoot, generator: Generator) -> None:
         running = [pool.submit(repeat, scenario) for scenario in ("tcp", "killed", "flood")]
         rounds = 0
         while time.monotonic() < end:
-            before = path.control(root.id)
+            before = control(path, root)
             path.grace_period()
             flush(path)
             totals = all_totals(path)
-            after = path.control(root.id)
+            after = control(path, root)
             assert all(map(int.__le__, before, totals)), f"lost: {minus(totals, before)}"
             assert all(map(int.__le__, totals, after)), f"counted twice: {minus(totals, after)}"
             rounds += 1

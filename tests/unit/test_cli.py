@@ -17,6 +17,8 @@ from sockledger.config import Config, Flush, RunOptions
 from sockledger.errors import UserError
 from sockledger.kernel.doctor import Finding
 
+ENTRY_POINT = "from sockledger.cli import entry_point; entry_point()"
+
 DEFAULTS = {
     "config_file": None,
     "listen_addresses": (("", 10042),),
@@ -296,6 +298,19 @@ def test_stdout_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
 
 
+def test_stdout_of_another_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "révé.yml"
+    file.touch()
+    run = subprocess.run(
+        [sys.executable, "-c", ENTRY_POINT, "check", "--config.file", file],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert run.stdout == f"{tmp_path}/r\\xe9v\\xe9.yml: configuration is valid\n"
+
+
 @pytest.mark.parametrize(
     ("command", "unbuffered"),
     [
@@ -308,7 +323,7 @@ def test_stdout_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stdout_is_full(command: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
-            [sys.executable, "-c", "from sockledger.cli import entry_point; entry_point()", *command],
+            [sys.executable, "-c", ENTRY_POINT, *command],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -80,14 +81,12 @@ def test_label_value_is_utf8() -> None:
         label_value(os.fsdecode(bytes([byte]))).encode()
 
 
-def test_a_passing_fault_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = FakeRoot({2: "/a"})
+@pytest.mark.parametrize("may_open", [True, False])
+def test_a_passing_fault_is_not_remembered(monkeypatch: pytest.MonkeyPatch, may_open: bool) -> None:
+    root = FakeRoot({2: "/a"}, may_open=may_open)
     names = Names(root)
     with monkeypatch.context() as patched:
-
-        def fail(_cgroup_id: int) -> str | None:
-            raise OSError(errno.EMFILE, "too many open files")
-
-        patched.setattr(root, "path_of", fail)
-        assert names.resolve({2}) == {2: UNKNOWN}
+        fault = Mock(side_effect=OSError(errno.EMFILE, "too many open files"))
+        patched.setattr(root, "path_of" if may_open else "walk", fault)
+        assert names.resolve({2}) == {}
     assert names.resolve({2}) == {2: Workload(cgroup="/a")}

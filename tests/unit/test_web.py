@@ -425,8 +425,8 @@ def test_a_client_that_has_gone_is_not_scraped_for() -> None:
         with web.connect(b"GET /metrics HTTP/1.0\r\n\r\n") as first:
             assert gate.entered.wait(PATIENCE)
             with web.connect(b"GET /metrics HTTP/1.0\r\n\r\n"):
-                eventually(lambda: len(web.server._scrapes.streams) == 2)
-            eventually(lambda: len(web.server._scrapes.streams) == 1)
+                eventually(lambda: len(web.server._scrapes.running) == 2)
+            eventually(lambda: len(web.server._scrapes.running) == 1)
             gate.opened.set()
             assert received(first).endswith(PAGE)
         web.get()
@@ -482,12 +482,23 @@ def test_beyond_the_limit_the_connection_idle_longest_goes(
     assert caplog.text.count("all 3 connections are in use") == 1
 
 
+def test_a_new_connection_is_refused_if_all_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    gate = Gate()
+    with running(scrape=gate) as web, ExitStack() as clients:
+        scrapes = [clients.enter_context(web.connect(b"GET /metrics HTTP/1.0\r\n\r\n")) for _ in range(2)]
+        eventually(lambda: len(web.server._scrapes.running) == 2)
+        assert received(clients.enter_context(web.connect(b"GET / HTTP/1.0\r\n\r\n"))) == b""
+        gate.opened.set()
+        assert all(received(scrape).endswith(PAGE) for scrape in scrapes)
+
+
 def test_connections_that_are_answered_are_not_closed_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
     gate = Gate()
     with running(scrape=gate) as web, ExitStack() as clients:
         scrapes = [clients.enter_context(web.connect(b"GET /metrics HTTP/1.0\r\n\r\n")) for _ in range(2)]
-        eventually(lambda: len(web.server._scrapes.streams) == 2)
+        eventually(lambda: len(web.server._scrapes.running) == 2)
         for _ in range(10):
             assert web.get("/-/healthy")[0].status == 200
         gate.opened.set()
@@ -546,6 +557,23 @@ def test_a_client_that_leaves_while_it_is_written_to_frees_its_place() -> None:
         eventually(lambda: not web.server._scrapes.full)
 
 
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [("1.0", ""), ("1.1", "Connection: close\r\n"), ("1.1", "Connection: keep-alive\r\n")],
+)
+@pytest.mark.parametrize("page", [PAGE, HUGE_PAGE], ids=["small", "huge"])
+def test_delivered_on_every_kind_of_connection(version: str, header: str, page: bytes) -> None:
+    request = (
+        f"GET /metrics HTTP/{version}\r\nHost: a\r\n{header}X-Prometheus-Scrape-Timeout-Seconds: 1\r\n\r\n"
+    )
+    with running(scrape=lambda _request: page) as web, web.connect(request.encode()) as client:
+        got = b""
+        while not got.endswith(b"\r\n\r\n" + page):
+            got += client.recv(1 << 20)
+        eventually(lambda: len(web.delivered) == 1)
+        assert b"Content-Length: %d\r\n" % len(page) in got
+
+
 def test_delivered_is_what_has_gone_out() -> None:
     with running(scrape=lambda request: HUGE_PAGE if request.scraper is None else PAGE) as web:
         with reading_nothing(web) as client:
@@ -557,7 +585,32 @@ def test_delivered_is_what_has_gone_out() -> None:
         assert [request.scraper for request in web.delivered] == ["127.0.0.1 Prometheus/3.5.0"]
 
 
+def pipelined(web: Running, path: str, number: int) -> socket.socket:
+    client = reading_nothing(web)
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * number)
+    return client
+
+
+def test_pipelined_scrapes(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as web:
+        with pipelined(web, "/metrics", 2000):
+            eventually(lambda: len(web.requests) > 100)
+        eventually(lambda: not web.server._http._connections and not web.server._scrapes.running)
+        assert len(web.requests) < 2000
+    assert not caplog.text
+
+
 # Stopping
+
+
+def test_stop_does_not_answer_what_is_pipelined() -> None:
+    with running() as web, ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(pipelined(web, "/-/healthy", 1000))
+            clients.enter_context(pipelined(web, "/metrics", 1000))
+        eventually(lambda: len(web.requests) > 10)
+        web.stop(0.2)
+        assert len(web.requests) < 20 * 1000
 
 
 def test_stop_answers_connections_it_has_just_accepted() -> None:

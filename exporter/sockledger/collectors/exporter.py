@@ -1,7 +1,7 @@
 """The exporter's own state, always shown: it can't be switched off, so it is no collector of the registry."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sockledger import __version__
 from sockledger.exposition.family import Family, Metric, MetricType, Series
@@ -38,10 +38,10 @@ _NO_LABELS = Series([])
 
 
 class Exporter:
-    """Families about the daemon. *features* are fixed for its life; *config_ok* follows reloads."""
+    """Families about the daemon. *features* are fixed for its life; *config_ok* tells of the last reload."""
 
-    def __init__(self, ledger: Ledger, features: Mapping[str, bool]) -> None:
-        self.config_ok = True
+    def __init__(self, ledger: Ledger, features: Mapping[str, bool], config_ok: Callable[[], bool]) -> None:
+        self._config_ok = config_ok
         self._ledger = ledger
         self._features: list[tuple[Series, int | float]] = [
             (Series([("feature", name)]), int(on)) for name, on in features.items()
@@ -55,6 +55,6 @@ class Exporter:
             Family(FLUSH_DURATION, [(_NO_LABELS, books.seconds)]),
             Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
             Family(FEATURE_ENABLED, self._features),
-            Family(CONFIG_RELOAD, [(_NO_LABELS, int(self.config_ok))]),
+            Family(CONFIG_RELOAD, [(_NO_LABELS, int(self._config_ok()))]),
             Family(BUILD_INFO, [(self._build, 1)]),
         ]

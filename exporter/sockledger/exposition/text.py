@@ -4,6 +4,7 @@ The bytes are those of `prometheus_client`; this encoder exists because it is ma
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,8 @@ _generate_openmetrics: Callable[[CollectorRegistry], bytes] = generate_openmetri
 _go_float: Callable[[float], str] = floatToGoString
 
 _EOF = b"# EOF\n"
+
+_WEIGHT = re.compile(r"q\s*=\s*([01](?:\.[0-9]{0,3})?)")  # of an offer in an Accept header: RFC 9110, 12.4.2
 
 # Integers below are exact as floats; floatToGoString sees to all others.
 _EXACT = 2**53
@@ -64,7 +67,7 @@ def negotiate(accept: str | None) -> tuple[bool, str]:
     client asks for; ours states what `render` writes.
     """
     try:
-        _, offered = choose_encoder(accept or "")
+        _, offered = choose_encoder(_weighed(accept or ""))
     except TypeError:  # it compares a version like "1.x" with numbers
         return False, CONTENT_TYPE_PLAIN_0_0_4
     content_type, separator, escaping = offered.partition("; escaping=")
@@ -74,6 +77,20 @@ def negotiate(accept: str | None) -> tuple[bool, str]:
     if escaping and escaping != "allow-utf-8":
         escaping = "underscores"  # the other schemes rewrite underscores, too
     return openmetrics, content_type + separator + escaping
+
+
+def _weighed(accept: str) -> str:
+    """Take OpenMetrics out of an Accept header that refuses it or prefers text; the library ignores that."""
+    offers = accept.split(",")
+    best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for offer in offers:
+        name, *parameters = (part.strip().lower() for part in offer.split(";"))
+        weights = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
+        weight = next((float(match[1]) for match in weights if match), 1.0)
+        best[name] = max(weight, best.get(name, 0.0))
+    if best["application/openmetrics-text"] and best["application/openmetrics-text"] >= best["text/plain"]:
+        return accept
+    return ",".join(offer for offer in offers if "application/openmetrics-text" not in offer.lower())
 
 
 def _header(metric: Metric, *, openmetrics: bool) -> str:

@@ -4,9 +4,9 @@ import struct
 from contextlib import closing
 
 from sockledger.errors import UserError
-from sockledger.kernel.datapath import HOT_PATH, object_image
+from sockledger.kernel.datapath import HOT_PATH, open_object
 from sockledger.kernel.features import lists_links
-from sockledger.kernel.libbpf import LoadError, Object
+from sockledger.kernel.libbpf import LoadError
 
 _ATTACHMENT = struct.Struct("=QQ16s")  # struct attachment in bpf/attachments.h
 
@@ -18,7 +18,7 @@ def hot_paths(cgroup_id: int) -> list[int]:
     """
     if not lists_links():
         return []
-    with closing(Object(object_image(), "sockledger")) as lister:
+    with closing(open_object()) as lister:
         lister.choose("sl_attachments")
         for unused in lister.maps.values():
             unused.leave_out()

@@ -10,6 +10,7 @@ from pathlib import Path
 from sockledger.errors import UserError
 from sockledger.kernel.filesystem import is_cgroup2
 
+_DELETED = " (deleted)"  # what the kernel adds to the path of what is gone
 FILEID_KERNFS = 0xFE  # include/linux/exportfs.h
 MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -59,18 +60,22 @@ class CgroupRoot:
                 return None
             raise OSError(number, f"open_by_handle_at: {os.strerror(number)}")
         try:
-            return self._relative(str(Path(f"/proc/self/fd/{fd}").readlink()))
+            absolute = str(Path(f"/proc/self/fd/{fd}").readlink())
         finally:
             os.close(fd)
+        if absolute.endswith(_DELETED) and not _is_cgroup(Path(absolute), cgroup_id):  # one may be called so
+            return None
+        return self._relative(absolute)
 
     def _relative(self, absolute: str) -> str | None:
         prefix = str(self.path)
-        if absolute.endswith(" (deleted)") or not absolute.startswith(prefix + "/"):
-            return None
-        return absolute[len(prefix) :]
+        return absolute.removeprefix(prefix) if absolute.startswith(prefix + "/") else None
 
     def walk(self) -> Iterator[tuple[int, str]]:
-        """Yield (id, path) of every living cgroup, the root first; what vanishes meanwhile is passed over."""
+        """Yield (id, path) of every living cgroup, the root first; what vanishes meanwhile is passed over.
+
+        OSError for what may pass, as too many open files.
+        """
         yield self.id, "/"
         folders = [""]
         while folders:
@@ -82,8 +87,16 @@ class CgroupRoot:
                             path = f"{folder}/{entry.name}"
                             folders.append(path)
                             yield entry.inode(), path
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EACCES):
+                    raise
+
+
+def _is_cgroup(path: Path, cgroup_id: int) -> bool:
+    try:
+        return path.stat().st_ino == cgroup_id
+    except FileNotFoundError:
+        return False
 
 
 def find_root(override: Path | None) -> CgroupRoot:

@@ -64,6 +64,14 @@ def object_image() -> bytes:
         ) from None
 
 
+def open_object(image: bytes | None = None) -> Object:
+    """Open *image*, the package's own by default; UserError if it is damaged."""
+    try:
+        return Object(object_image() if image is None else image, "sockledger")
+    except OSError as error:
+        raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
+
+
 class DataPath:
     """The BPF programs and maps of one daemon. Until `attach` nothing runs; `close` leaves nothing behind."""
 
@@ -75,10 +83,7 @@ class DataPath:
         *socket_hooks* False leaves out cgroup/sock_create and sock_release: UDP is then written through.
         """
         self._root = root
-        try:
-            self._object = Object(object_image() if image is None else image, "sockledger")
-        except OSError as error:
-            raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
+        self._object = open_object(image)
         self.programs = self._object.programs
         self.maps = self._object.maps
         self.links: dict[str, Link] = {}
@@ -186,13 +191,16 @@ class DataPath:
 
     # ---- the maps' contents
 
-    def control(self, cgroup_id: int) -> Traffic:
-        """Return what went through an attach point, zeros if nothing has."""
+    def control(self, cgroup_id: int) -> Traffic | None:
+        """Return what went through an attach point, None if its cgroup is gone."""
         layout = self.maps["control"].value
         sums = []
         for attach_type in (BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_EGRESS):
             key = self.maps["control"].key.pack(cgroup_inode_id=cgroup_id, attach_type=attach_type)
-            each = [layout.unpack(value) for value in self.maps["control"].lookup_percpu(key) or ()]
+            values = self.maps["control"].lookup_percpu(key)
+            if values is None:
+                return None
+            each = [layout.unpack(value) for value in values]
             sums += [sum(count["bytes"] for count in each), sum(count["packets"] for count in each)]
         return Traffic(*sums)
 

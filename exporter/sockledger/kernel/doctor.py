@@ -1,5 +1,6 @@
 """`sockledger doctor`: what this kernel and these privileges allow, a line each."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +13,7 @@ from sockledger.errors import UserError
 from sockledger.kernel import libbpf
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
-from sockledger.kernel.datapath import attach_cgroup, object_image
+from sockledger.kernel.datapath import attach_cgroup, open_object
 from sockledger.kernel.features import (
     BTF,
     CAP_SYS_ADMIN,
@@ -62,6 +63,8 @@ def examine(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> Iterat
     except UserError as error:
         yield Finding("libbpf", ok=False, detail=str(error))
         return
+    if not BTF.exists():
+        return  # no program loads
     programs = list(_programs())
     yield from programs
     if not all(program.ok for program in programs):
@@ -84,12 +87,14 @@ def _capabilities() -> Iterator[Finding]:
 
 
 def _names(root: CgroupRoot) -> Finding:
-    below = next((found for found in root.walk() if found[1] != "/"), None)
-    if below is None:
-        return Finding("cgroup names", ok=True, detail="no cgroup below the root to try with", needed=False)
     try:
+        below = next((found for found in root.walk() if found[1] != "/"), None)
+        if below is None:
+            return Finding(
+                "cgroup names", ok=True, detail="no cgroup below the root to try with", needed=False
+            )
         root.path_of(below[0])
-    except PermissionError as error:
+    except OSError as error:
         return Finding(
             "cgroup names", ok=False, detail=f"by walking the hierarchy ({error.strerror})", needed=False
         )
@@ -104,6 +109,8 @@ def _lock(bpffs: Path) -> Finding:
             detail = f"{bpffs} is none; {'the daemon mounts it' if may else f'mount -t bpf bpf {bpffs}'}"
             return Finding("bpffs", ok=False, detail=detail, needed=not may)
         if not (bpffs / "sockledger").exists():
+            if not os.access(bpffs, os.W_OK | os.X_OK):
+                return Finding("bpffs", ok=False, detail=f"{bpffs} is not writable, or not for this user")
             return Finding("bpffs", ok=True, detail=f"{bpffs}, no daemon runs")
         lock = Lock(bpffs)
         free = lock.try_acquire()
@@ -119,13 +126,12 @@ def _lock(bpffs: Path) -> Finding:
 
 def _programs() -> Iterator[Finding]:
     """Load each program alone, with the maps it uses."""
-    image = object_image()
-    with closing(libbpf.Object(image, "sockledger")) as listed:
+    with closing(open_object()) as listed:
         names = sorted(listed.programs)
     for name in names:
         if name == "sl_attachments" and not lists_links():
             continue
-        with closing(libbpf.Object(image, "sockledger")) as tried:
+        with closing(open_object()) as tried:
             try:
                 tried.choose(name)
                 tried.load()
@@ -137,7 +143,7 @@ def _programs() -> Iterator[Finding]:
 
 def _attachment(root: CgroupRoot) -> Finding:
     """Attach a program that only counts for itself, and take it off again."""
-    with closing(libbpf.Object(object_image(), "sockledger")) as tried:
+    with closing(open_object()) as tried:
         try:
             tried.choose("sl_meter_receive")
             tried.load()

@@ -7,6 +7,7 @@ Every call that fails raises OSError with the call's name. Source: bpf/libbpf.h 
 import ctypes
 import errno
 import logging
+import mmap
 import os
 import sys
 from collections import deque
@@ -146,8 +147,8 @@ def _log(_level: int, text: bytes, arguments: int) -> int:
 _libc = ctypes.CDLL(None)
 _libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
 _log_callback = _PRINT(_log)
-# The verifier's whole log comes as one line, its reason at the end. Untouched pages cost nothing.
-_log_buffer = ctypes.create_string_buffer(1 << 20)
+# The verifier's whole log comes as one line, its reason at the end. Only pages that are touched cost memory.
+_log_buffer = (ctypes.c_char * (1 << 20)).from_buffer(mmap.mmap(-1, 1 << 20))
 
 
 def version() -> str:

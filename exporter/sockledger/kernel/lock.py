@@ -28,7 +28,7 @@ class Lock:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(
-                f"{self._path}: {error.strerror}: the daemon needs root, or this folder as its own"
+                f"{self._path}: {error.strerror}: the daemon must be able to make and open this folder"
             ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import resource
 from collections.abc import Sequence
 
 from sockledger.errors import UserError
@@ -10,6 +11,8 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Traffic
 
 logger = logging.getLogger(__name__)
+
+_DESCRIPTORS = 2  # of a meter; half of all are for meters
 
 
 class Meters:
@@ -21,6 +24,7 @@ class Meters:
         self._datapath = datapath
         self._paths: dict[int, str] = {}  # of attached meters, by cgroup id
         self._refused: set[int] = set()  # tried again at each flush, told of once
+        self._crowded = False
 
     def follow(self) -> None:
         """Attach to cgroups that have come, let go of those that are gone. A refusal is logged once."""
@@ -29,17 +33,30 @@ class Meters:
             self._datapath.remove_meter(cgroup_id)
             del self._paths[cgroup_id]
         self._refused &= found.keys()
-        for cgroup_id in found.keys() - self._paths.keys():
+        new = [cgroup_id for cgroup_id in found if cgroup_id not in self._paths]
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS // 2
+        room = most - len(self._paths)
+        if len(new) > room and not self._crowded:
+            logger.warning(
+                "not all meters are attached, each takes two descriptors: raise the limit (LimitNOFILE=)",
+                extra={"wanted": len(found), "attached": most},
+            )
+        self._crowded = len(new) > room
+        for cgroup_id in new[: max(room, 0)]:
             self._add(cgroup_id, found[cgroup_id])
 
     def read(self) -> dict[str, Traffic]:
-        """Return what each meter has counted, by path."""
-        return {path: self._datapath.control(cgroup_id) for cgroup_id, path in self._paths.items()}
+        """Return what each meter has counted, by path, without those that are gone meanwhile."""
+        counts = ((path, self._datapath.control(cgroup_id)) for cgroup_id, path in self._paths.items())
+        return {path: count for path, count in counts if count is not None}
 
     def _matching(self) -> dict[int, str]:
         found = {}
         for pattern in self._globs:
-            for name in glob.iglob(pattern.strip("/") + "/", root_dir=self._root.path, recursive=True):  # noqa: PTH207
+            names = glob.iglob(  # noqa: PTH207 - pathlib's knows no root_dir
+                pattern.strip("/") + "/", root_dir=self._root.path, recursive=True, include_hidden=True
+            )
+            for name in names:
                 path = "/" + name.strip("/")
                 try:
                     cgroup_id = (self._root.path / name).stat().st_ino

@@ -1,4 +1,4 @@
-"""A counter's birth: whoever scrapes sees a new series at 0 once, or `increase()` misses what came first.
+"""A counter's birth: a scraper first gets a new series at 0, or `increase()` misses what came first.
 
 Series are numbered as they appear. A scraper has the highest number that it has seen; newer counters read
 0 in its next page, and their value once it has got that page.

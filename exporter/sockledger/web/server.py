@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import re
+import resource
 import socket
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -31,7 +32,8 @@ IDLE_TIMEOUT_SECONDS = 150
 
 WRITE_TIMEOUT_SECONDS = 30
 
-# Silent clients must not use up the file descriptors (usually 1024): accept() would fail in a busy loop.
+# Silent clients must not use up the file descriptors, of which they get a quarter at most: accept() would
+# fail in a busy loop.
 MAX_CONNECTIONS = 512
 _CROWDED_WARNING_SECONDS = 60
 
@@ -136,7 +138,7 @@ class Server:
         application = Application(routes, default_handler_class=_NotFound, log_function=_log_request)
         self._http = _HTTPServer(
             application,
-            answering=self._scrapes.streams,
+            answering=self._scrapes.running,
             idle_connection_timeout=IDLE_TIMEOUT_SECONDS,
             body_timeout=IDLE_TIMEOUT_SECONDS,
             max_header_size=_MAX_HEADER_BYTES,
@@ -156,7 +158,7 @@ class Server:
         self._http.stop()
         await asyncio.sleep(min(_REQUEST_SECONDS, grace_seconds))
         await self._scrapes.finished(grace_seconds)
-        await self._http.close_all_connections()
+        self._http.close_streams()
 
 
 class _HTTPServer(HTTPServer):
@@ -167,11 +169,18 @@ class _HTTPServer(HTTPServer):
         self._answering: Container[IOStream] = kwargs.pop("answering")
         super().initialize(*args, **kwargs)
         self._open: dict[IOStream, None] = {}  # the one whose last request is longest ago first
+        self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._warn_from = 0.0
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if len(self._open) >= MAX_CONNECTIONS:
-            self._make_room()
+        if len(self._open) >= self._most:
+            self._warn()
+            idle = next((each for each in self._open if each not in self._answering), None)
+            if idle is None:
+                stream.close()
+                return
+            del self._open[idle]
+            idle.close()
         self._open[stream] = None
         super().handle_stream(stream, address)
 
@@ -186,15 +195,16 @@ class _HTTPServer(HTTPServer):
         self._open.pop(cast(HTTP1ServerConnection, server_conn).stream, None)
         super().on_close(server_conn)
 
-    def _make_room(self) -> None:
-        idle = next((stream for stream in self._open if stream not in self._answering), None)
-        if idle is not None:
-            del self._open[idle]
-            idle.close()
+    def close_streams(self) -> None:
+        """Close all connections; whatever requests have been read already are not waited for."""
+        for stream in list(self._open):
+            stream.close()
+
+    def _warn(self) -> None:
         now = time.monotonic()
         if now >= self._warn_from:
             self._warn_from = now + _CROWDED_WARNING_SECONDS
-            _log.warning("all %d connections are in use: new ones replace idle ones", MAX_CONNECTIONS)
+            _log.warning("all %d connections are in use: new ones replace idle ones", self._most)
 
 
 class _Scrapes:
@@ -202,7 +212,7 @@ class _Scrapes:
 
     def __init__(self, scrape: Callable[[ScrapeRequest], Scrape], executor: Executor, limit: int) -> None:
         self.limit = limit
-        self.streams: set[IOStream] = set()
+        self.running: list[IOStream] = []  # one may be here twice: requests can be pipelined
         self._scrape = scrape
         self._executor = executor
         self._idle = asyncio.Event()
@@ -211,18 +221,18 @@ class _Scrapes:
     @property
     def full(self) -> bool:
         """Whether one more is one too many."""
-        return 0 < self.limit <= len(self.streams)
+        return 0 < self.limit <= len(self.running)
 
     @contextmanager
     def answering(self, stream: IOStream) -> Iterator[None]:
         """Count a scrape as running."""
-        self.streams.add(stream)
+        self.running.append(stream)
         self._idle.clear()
         try:
             yield
         finally:
-            self.streams.remove(stream)
-            if not self.streams:
+            self.running.remove(stream)
+            if not self.running:
                 self._idle.set()
 
     def start(self, request: ScrapeRequest, *, compressed: bool) -> asyncio.Future[Scrape]:
@@ -294,6 +304,8 @@ class _Metrics(_Handler):
             self.finish(f"Limit of concurrent requests reached ({self._scrapes.limit}), try again later.\n")
             return
         stream = cast(HTTP1Connection, self.request.connection).stream
+        if stream.closed():  # requests that were pipelined by a client that has gone
+            return
         with self._scrapes.answering(stream):
             headers = self.request.headers
             openmetrics, content_type = negotiate(headers.get("Accept"))
@@ -309,11 +321,16 @@ class _Metrics(_Handler):
             self.set_header("Vary", "Accept, Accept-Encoding")
             if compressed:
                 self.set_header("Content-Encoding", "gzip")
-            self.finish(scrape.page)
+            self.set_header("Content-Length", str(len(scrape.page)))
+            self.write(scrape.page)
+            timeout = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_SECONDS, stream.close)
             try:
-                await stream.write(b"")  # all is out; the future that finish() returns hides a failure
+                self.flush()
+                await stream.write(b"")  # tornado's own futures hide that a client has gone
             except StreamClosedError:
                 return
+            finally:
+                timeout.cancel()
             self._scrapes.delivered(scrape)
 
     def on_connection_close(self) -> None:

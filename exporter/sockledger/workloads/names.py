@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -28,7 +28,7 @@ UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked
 
 
 def label_value(path: str) -> str:
-    r"""Return a cgroup's path as it is shown: what is not UTF-8 as ``\xNN``, so that two names stay two."""
+    r"""Return a cgroup's path as it is shown: what is not UTF-8 as ``\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -41,20 +41,29 @@ class Names:
         self._may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
 
     def resolve(self, cgroup_ids: Collection[int]) -> dict[int, Workload]:
-        """Return the workloads of *cgroup_ids*, and forget all others."""
+        """Return the workloads of *cgroup_ids*, and forget all others.
+
+        What a passing fault keeps from being named is left out: under a stopgap name a counter would fall.
+        """
         new = [cgroup_id for cgroup_id in cgroup_ids if cgroup_id not in self._known]
         self._known = {
             cgroup_id: self._known[cgroup_id] for cgroup_id in cgroup_ids if cgroup_id in self._known
         }
-        walked = dict(self._root.walk()) if new and not self._may_open else {}
-        for cgroup_id in new:
-            try:
-                path = self._root.path_of(cgroup_id) if self._may_open else walked.get(cgroup_id)
-            except PermissionError:
-                self._may_open = False
-                return self.resolve(cgroup_ids)
-            except OSError as error:  # too many open files, say: another time
-                logger.warning("cgroup not named", extra={"cgroup_id": cgroup_id, "error": str(error)})
-                continue
-            self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
-        return {cgroup_id: self._known.get(cgroup_id, UNKNOWN) for cgroup_id in cgroup_ids}
+        try:
+            for cgroup_id, path in self._paths(new):
+                self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
+        except OSError as error:  # too many open files, say: another time
+            logger.warning("cgroups not named", extra={"error": str(error)})
+        return dict(self._known)
+
+    def _paths(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
+        """Yield each cgroup's path, None if it is gone."""
+        try:
+            for cgroup_id in cgroup_ids if self._may_open else ():
+                yield cgroup_id, self._root.path_of(cgroup_id)
+        except PermissionError:
+            self._may_open = False
+        if cgroup_ids and not self._may_open:
+            walked = dict(self._root.walk())
+            for cgroup_id in cgroup_ids:
+                yield cgroup_id, walked.get(cgroup_id)

@@ -32,6 +32,7 @@ static void count_payload(enum side side, enum protocol protocol, enum kind kind
 	EVENT(server_reset)                                                                                  \
 	EVENT(client_unread)                                                                                 \
 	EVENT(server_unread)                                                                                 \
+	EVENT(unused)                                                                                        \
 	EVENT(tcp_refused)                                                                                   \
 	EVENT(unaccepted)                                                                                    \
 	EVENT(killed)                                                                                        \

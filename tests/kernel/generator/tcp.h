@@ -18,6 +18,7 @@ enum ending {
 	SERVER_RESET,
 	CLIENT_UNREAD, /* closed with unread data: the kernel resets after the state is CLOSE */
 	SERVER_UNREAD,
+	UNUSED, /* accepted and closed at once: the server's socket counts nothing before its release */
 	REFUSED,
 	ENDINGS
 };
@@ -75,8 +76,9 @@ static void *serve(void *unused)
 		if (ending == REFUSED)
 			continue;
 		fd = accept_one(i);
-		if (ending == SERVER_UNREAD) {
-			await_readable(fd);
+		if (ending == SERVER_UNREAD || ending == UNUSED) {
+			if (ending == SERVER_UNREAD)
+				await_readable(fd);
 			close(fd);
 			continue;
 		}
@@ -115,10 +117,12 @@ static void one_connection(long i)
 		return;
 	}
 	fd = connect_one(i);
-	send_all(fd, REQUEST);
+	if (ending != UNUSED)
+		send_all(fd, REQUEST);
 	if (ending == CLIENT_UNREAD)
 		await_readable(fd);
-	else if (ending == SERVER_CLOSE || ending == SERVER_RESET || ending == SERVER_UNREAD)
+	else if (ending == SERVER_CLOSE || ending == SERVER_RESET || ending == SERVER_UNREAD ||
+		 ending == UNUSED)
 		receive_end(fd);
 	else
 		check(recv(fd, reply, REPLY, MSG_WAITALL), "recv");

@@ -1,0 +1,42 @@
+"""Control totals of attach points that come to their end."""
+
+import os
+import socket
+
+from tests.daemon.support import eventually
+from tests.kernel.ledger import NOTHING
+from tests.kernel.machine import Cgroup, Netns, new_cgroup
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.meters import Meters
+from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.reconciliation import Reconciliation
+
+
+def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns) -> None:
+    with new_cgroup(parent.path, "root") as cgroup:
+        root = CgroupRoot(cgroup.path)
+        path = DataPath(root, cgroups=10, socket_hooks=True)
+        path.attach()
+        assert path.control(root.id) == NOTHING
+        meters = Meters(["/*"], root, path)
+        ledger = Ledger(path, root, meters)
+        with new_cgroup(cgroup.path, "below") as below:
+            ledger.flush()  # attaches the meter
+            with below.joined(), netns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"x", ("127.0.0.1", 9))
+            ledger.flush()
+            assert {name: count.transmit_bytes for name, count in ledger.books.attach_points.items()} == {
+                "/": 29,
+                "/below": 29,
+            }
+        eventually(lambda: meters.read() == {}, "gone since the last look")
+        ledger.flush()
+        assert ledger.books.attach_points.keys() == {"/"}
+    eventually(lambda: path.control(root.id) is None, "the kernel lets go of it in its own time")
+    ledger.flush()
+    assert ledger.books.attach_points == {}
+    assert ledger.reconciliation == Reconciliation(), "no false alarm"
+    path.close()
+    os.close(root.fd)
