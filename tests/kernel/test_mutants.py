@@ -75,7 +75,7 @@ MUTANTS = {
     ),
     "unhooked UDP is fast": Mutant(
         "traffic.h",
-        "if (sk->protocol == IPPROTO_TCP && sk->type == SOCK_STREAM) {",
+        "if (is_tcp(sk)) {",
         "if (sk->protocol == IPPROTO_TCP || sk->protocol == IPPROTO_UDP) {",
         scenario="udp",
         socket_hooks=False,
