@@ -236,7 +236,7 @@ def _path(text: str) -> Path:
 
 
 def _address(text: str) -> tuple[str, int]:
-    from sockledger.web.server import parse_address
+    from sockledger.web.listen import parse_address
 
     try:
         return parse_address(text)

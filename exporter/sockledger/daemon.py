@@ -28,7 +28,7 @@ from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
-from sockledger.web import server
+from sockledger.web import listen, server
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Daemon:
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._lock_fd, self._sockets = _take_inherited()
         if options.systemd_socket and not self._sockets:
-            self._sockets = server.systemd_sockets()
+            self._sockets = listen.systemd_sockets()
         # one thread owns the ledger: flushes and scrapes wait for each other, never for the event loop
         self._executor = ThreadPoolExecutor(
             1, "ledger", initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, SIGNALS)
@@ -122,7 +122,7 @@ class Daemon:
                 if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
                     # not before: another daemon may be on its way with the same addresses
                     if not self._sockets:
-                        self._sockets = server.bind(self._options.listen_addresses)
+                        self._sockets = listen.bind(self._options.listen_addresses)
                     undo.pop_all()
                     return datapath
         return None

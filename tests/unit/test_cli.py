@@ -57,7 +57,7 @@ def run_options(monkeypatch: pytest.MonkeyPatch) -> list[RunOptions]:
         return 0
 
     stand_in(monkeypatch, "sockledger.daemon", run=run)
-    stand_in(monkeypatch, "sockledger.web.server", parse_address=parse_address)
+    stand_in(monkeypatch, "sockledger.web.listen", parse_address=parse_address)
     collectors = {"traffic": Spec(default=True), "tasks": Spec(default=False), "programs": Spec(default=True)}
     stand_in(monkeypatch, "sockledger.collectors.registry", COLLECTORS=collectors)
     return calls
