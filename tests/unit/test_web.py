@@ -337,8 +337,9 @@ def test_beyond_the_limit_the_connection_idle_longest_goes(
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
     with running() as web, ExitStack() as clients:
         first, second, third = (clients.enter_context(web.connect()) for _ in range(3))
-        first.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert first.recv(1000).endswith(b"sockledger is healthy.\n")
+        for _ in range(2):  # with the second answer it is certain that the first one is noted
+            first.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert first.recv(1000).endswith(b"sockledger is healthy.\n")
         assert web.get("/-/ready")[0].status == 200
         assert received(second) == b""
         third.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
