@@ -23,6 +23,7 @@ struct sock {
 	__u8 sk_kern_sock : 1;
 	__u16 sk_type;
 	__u16 sk_protocol;
+	struct socket *sk_socket; /* user space's handle: not yet there before accept(), gone after close() */
 };
 
 struct socket {

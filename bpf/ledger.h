@@ -20,9 +20,9 @@ enum protocol { OTHER, TCP, UDP, ICMP };
 /*
  * What may be done with a socket's pending counts.
  *
- * FAST is only for sockets whose end is certain to be hooked: the hot path adds to the storage and
- * the end hook drains it. HOOKED is FAST to be: the hook is certain, the first packet names the owner.
- * Every other packet is written through to the totals: exact too, only slower.
+ * FAST is only for sockets whose end is certain to be hooked, for user space holds them: the hot path adds
+ * to the storage and the end hook drains it. HOOKED is FAST to be: the hook is certain, the first packet
+ * names the owner. Every other packet is written through to the totals: exact too, only slower.
  */
 enum state { WRITE_THROUGH, FAST, CLOSED, HOOKED };
 

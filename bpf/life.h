@@ -6,9 +6,9 @@
 #include <linux/in.h>
 
 /*
- * The end of TCP sockets, always in state CLOSE by now; what still comes (the reset of a dying socket) finds
- * CLOSED. The kernel leaves a tracing program out where it would nest on a CPU (recursion_misses), so
- * sockets that user space closes are ended at their release already.
+ * The end of TCP sockets where sl_released is not attached, always in state CLOSE by now; what still comes
+ * (the reset of a dying socket) finds CLOSED. Where sl_released is, nothing depends on this: the kernel
+ * leaves a tracing program out where it would nest on a CPU.
  */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(sl_tcp_destroyed, struct sock *sk)
@@ -46,7 +46,7 @@ int sl_released(struct bpf_sock *sk)
 	struct socket_counts new = {.state = CLOSED, .protocol = TCP};
 	struct socket_counts *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 
-	if (!s && is_tcp(sk) && sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_LISTEN) {
+	if (!s && is_tcp(sk)) {
 		BRANCH(RELEASED_UNCOUNTED);
 		s = bpf_sk_storage_get(&sockets, sk, &new, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!s) /* perhaps the hot path was faster */

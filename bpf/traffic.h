@@ -126,19 +126,31 @@ static __always_inline struct socket_counts *create(struct __sk_buff *skb, struc
 		return NULL;
 	}
 	BRANCH(CREATED);
-	/*
-	 * A TCP socket always passes tcp_destroy_sock, and in state CLOSE. The compare-and-swap is the full
-	 * barrier between making the storage and reading the state: either the end hook finds the storage,
-	 * or CLOSE is seen here.
-	 */
-	if (is_tcp(sk)) {
-		__sync_val_compare_and_swap(&s->state, WRITE_THROUGH, FAST);
-		if (READ_ONCE(sk->state) == BPF_TCP_CLOSE) {
-			BRANCH(CREATED_CLOSED);
-			end(s);
-		}
-	}
 	return s;
+}
+
+/* Whether user space has a handle to this TCP socket, so that its release will be hooked. */
+static __always_inline bool held_by_user(struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct sock *inner = (struct sock *)tcp;
+
+	return tcp && BPF_CORE_READ(inner, sk_socket) && !BPF_CORE_READ_BITFIELD_PROBED(inner, sk_kern_sock);
+}
+
+/*
+ * A connection that nobody has accepted yet is not FAST, nor is one that was closed before we came. After
+ * sl_released the state is CLOSED, so that the first compare-and-swap fails. It is also the full barrier
+ * between the storage and the state of the socket for sl_tcp_destroyed, which comes in state CLOSE: either
+ * that finds the storage, or CLOSE is seen here.
+ */
+static __always_inline void make_fast(struct socket_counts *s, struct bpf_sock *sk)
+{
+	__sync_val_compare_and_swap(&s->state, WRITE_THROUGH, FAST);
+	if (READ_ONCE(sk->state) == BPF_TCP_CLOSE) {
+		BRANCH(FAST_TOO_LATE);
+		end(s);
+	}
 }
 
 static __always_inline void write_through(struct __sk_buff *skb, enum protocol protocol, __u32 segments,
@@ -182,7 +194,10 @@ static __noinline int count_slowly(struct __sk_buff *skb, __u32 segments, enum d
 		return 0;
 	}
 	state = READ_ONCE(s->state);
-	if (state == HOOKED) {
+	if (state == WRITE_THROUGH && is_tcp(sk) && held_by_user(sk)) {
+		make_fast(s, sk);
+		state = READ_ONCE(s->state);
+	} else if (state == HOOKED) {
 		BRANCH(CLAIMED);
 		/* every CPU writes the same; FAST, and so a drain, comes after */
 		s->cgroup_id = bpf_skb_cgroup_id(skb);

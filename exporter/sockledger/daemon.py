@@ -130,9 +130,13 @@ class Daemon:
     async def _wait_until(
         self, free: Callable[[], bool], poll_seconds: float, where: Mapping[str, str]
     ) -> bool:
-        """Wait for another daemon's end; False if a signal came first."""
-        waiting = False
-        while not free():
+        """Wait for another daemon's end; False if a signal came first.
+
+        Who has waited looks twice: the other one may only be executing itself anew.
+        """
+        waiting = twice = False
+        while not (now_free := free()) or (waiting and not twice):
+            twice = now_free
             if not waiting:
                 logger.warning(
                     "another sockledger is attached on this machine: waiting until it stops", extra=where

@@ -1,6 +1,7 @@
 """One daemon at a time: a second one waits, and takes over when the first is gone, however it ended."""
 
 import fcntl
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from functools import partial
 import pytest
 from tests.daemon.support import Daemon, Surroundings, eventually, existing_links, free_port
 from tests.daemon.traffic import send_datagrams
+from tests.kernel.ledger import attached
 from tests.kernel.machine import Netns, new_cgroup, run
 
+from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.lock import Lock
 
 WAITING = "another sockledger is attached on this machine: waiting"
@@ -149,20 +152,32 @@ def test_two_start_at_once_with_another_bpffs(place: Surroundings, other_bpffs: 
         daemon.stop()
 
 
-def test_reload_beside_one_that_waits_with_another_bpffs(place: Surroundings, other_bpffs: str) -> None:
-    """Whichever is first after the reload: the other one waits, and refuses connections meanwhile."""
-    first = place.run()
-    second = waiting(place, other_bpffs)
-    for reloads in range(3):
-        counting, idle = (first, second) if first.status("/-/ready") == 200 else (second, first)
-        counting.send(signal.SIGHUP)
-        starts = partial(_starts, [first, second], reloads + 2)
-        eventually(starts, "one counts")
-        eventually(
-            lambda: {first.status("/-/ready"), second.status("/-/ready")} == {0, 200}, "only one answers"
-        )
-        assert idle.process.poll() is None
+def test_reload_beside_another_hot_path(place: Surroundings) -> None:
+    """What it finds attached when it comes back is another daemon's; until that goes it does not listen."""
+    daemon = place.run()
+    root = CgroupRoot(place.cgroup.path)
+    with attached(root):
+        daemon.send(signal.SIGHUP)
+        eventually(lambda: daemon.lines(WAITING, f"cgroup={place.cgroup.path}") == 1, "waiting")
+        assert daemon.status("/-/healthy") == 0
+    daemon.wait_until_ready()
+    os.close(root.fd)
+
+
+def test_reload_is_no_end(place: Surroundings, other_bpffs: str) -> None:
+    """Who executes itself anew is not gone, also to one that waits with the same address."""
+    address = f"--web.listen-address=127.0.0.1:{free_port()}"
+    first = place.start(address)
+    eventually(lambda: first.lines("msg=counting") == 1, "counting")
+    second = waiting(place, address, other_bpffs)
+    for reloads in range(1, 6):
+        first.send(signal.SIGHUP)
+        eventually(partial(_starts, [first], reloads + 1), "counting anew")
+        time.sleep(0.3)  # so that the looks fall differently
+    assert second.process.poll() is None
+    assert second.lines("msg=counting") == 0
     first.stop()
+    eventually(lambda: second.lines("msg=counting") == 1, "its turn")
     second.stop()
 
 

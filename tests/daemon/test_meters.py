@@ -103,17 +103,17 @@ def test_more_meters_than_the_limit_allows(place: Surroundings, netns: Netns) ->
     with ExitStack() as stack:
         cgroups = [stack.enter_context(new_cgroup(place.cgroup.path, f"c{n}")) for n in range(40)]
         flag = place.configure(f"attach: {{meters: ['/*']}}\n{FAST}")
-        daemon = place.run(flag, prefix=("prlimit", "--nofile=100:100"))
-        assert len(points(daemon.settled())) == 1 + 25
+        daemon = place.run(flag, prefix=("prlimit", "--nofile=200:200"))
+        assert len(points(daemon.settled())) == 1 + 18
         for cgroup in cgroups:
             send_datagrams(netns, cgroup, cgroup)
         assert {f"/c{n}" for n in range(40)} <= daemon.settled().labels("transmit_bytes_total", "cgroup")
         assert daemon.lines("level=WARN") == daemon.lines("not all meters are attached", "wanted=40") == 1
         assert daemon.lines("level=ERROR") == 0
-        for _ in range(100):
+        for _ in range(200):
             stack.enter_context(closing(socket.create_connection(("127.0.0.1", daemon.port))))
         assert daemon.page().sum("scrape_collector_success") == 3
-        assert daemon.lines("all 25 connections are in use") == 1
+        assert daemon.lines("all 50 connections are in use") == 1
 
 
 def test_hidden_and_alike(place: Surroundings, netns: Netns) -> None:

@@ -75,8 +75,8 @@ MUTANTS = {
     ),
     "unhooked UDP is fast": Mutant(
         "traffic.h",
-        "if (is_tcp(sk)) {",
-        "if (sk->protocol == IPPROTO_TCP || sk->protocol == IPPROTO_UDP) {",
+        "if (state == WRITE_THROUGH && is_tcp(sk) && held_by_user(sk)) {",
+        "if (state == WRITE_THROUGH && (sk->protocol == IPPROTO_TCP || sk->protocol == IPPROTO_UDP)) {",
         scenario="udp",
         socket_hooks=False,
     ),

@@ -12,7 +12,9 @@ from sockledger.kernel.datapath import DataPath, Traffic
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTORS = 2  # of a meter; half of all are for meters
+# File descriptors: half of all are for meters, but for those that the daemon has open anyway.
+_DESCRIPTORS = 2
+_RESERVED = 64
 
 
 class Meters:
@@ -34,7 +36,8 @@ class Meters:
             del self._paths[cgroup_id]
         self._refused &= found.keys()
         new = [cgroup_id for cgroup_id in found if cgroup_id not in self._paths]
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS // 2
+        new.sort(key=self._refused.__contains__)  # those last
+        most = max(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - _RESERVED) // _DESCRIPTORS
         room = most - len(self._paths)
         if len(new) > room and not self._crowded:
             logger.warning(
@@ -42,7 +45,7 @@ class Meters:
                 extra={"wanted": len(found), "attached": most},
             )
         self._crowded = len(new) > room
-        for cgroup_id in new[: max(room, 0)]:
+        for cgroup_id in new[: max(0, room)]:
             self._add(cgroup_id, found[cgroup_id])
 
     def read(self) -> dict[str, Traffic]:
