@@ -127,7 +127,6 @@ class HotPathFirst(DataPath):
         time.sleep(0.2)
         for name in ("sl_released", "sl_udp_created"):
             self._attach_root(name)
-        self.links["sl_tcp_destroyed"] = self.programs["sl_tcp_destroyed"].attach()
         self._adopt()
 
 

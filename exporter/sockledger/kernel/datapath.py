@@ -118,10 +118,11 @@ class DataPath:
         UserError if the cgroup refuses; then nothing stays attached.
         """
         try:
-            self.links["sl_tcp_destroyed"] = self.programs["sl_tcp_destroyed"].attach()
-            for name in ("sl_released", "sl_udp_created"):
-                if name in self._socket_hooks:
-                    self._attach_root(name)
+            if self._socket_hooks:
+                self._attach_root("sl_released")
+                self._attach_root("sl_udp_created")
+            else:
+                self.links["sl_tcp_destroyed"] = self.programs["sl_tcp_destroyed"].attach()
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
             self._adopt()
