@@ -16,7 +16,8 @@ int BPF_PROG(sl_tcp_destroyed, struct sock *sk)
 	struct socket_counts *s;
 	__u64 word = 0, before;
 
-	/* a full barrier between the state, which is CLOSE, and the look-up: the other half of create()'s */
+	/* a full barrier between the state, which is CLOSE, and the look-up: the other half of make_fast()'s
+	 */
 	before = __sync_lock_test_and_set(&word, 1);
 	asm volatile("" ::"r"(before) : "memory");
 	s = bpf_sk_storage_get(&sockets, sk, 0, 0);

@@ -132,10 +132,10 @@ static __always_inline struct socket_counts *create(struct __sk_buff *skb, struc
 /* Whether user space has a handle to this TCP socket, so that its release will be hooked. */
 static __always_inline bool held_by_user(struct bpf_sock *sk)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-	struct sock *inner = (struct sock *)tcp;
+	struct sock *inner = (struct sock *)bpf_skc_to_tcp_sock(sk);
 
-	return tcp && BPF_CORE_READ(inner, sk_socket) && !BPF_CORE_READ_BITFIELD_PROBED(inner, sk_kern_sock);
+	return inner && BPF_CORE_READ(inner, sk_socket) &&
+	       !BPF_CORE_READ_BITFIELD_PROBED(inner, sk_kern_sock);
 }
 
 /*

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,20 +17,13 @@ from pathlib import Path
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tests.kernel.machine import Cgroup, new_cgroup, run
+from tests.patience import PATIENCE, eventually
 
 SOCKLEDGER = str(Path(sys.executable).with_name("sockledger"))
-PATIENCE = 30.0  # for what must happen; the machines that run tests are slow at times
-STOP_SECONDS = 6.0  # a stop takes 2 at most; the rest is for such machines
+STOP_SECONDS = 6.0  # a stop takes 2 at most; the rest is for machines that are slow at times
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 _numbers = count()
-
-
-def eventually(condition: Callable[[], bool], what: str = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE:g} s: {what or condition}"
-        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -11,8 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from tests.daemon.support import PATIENCE, SOCKLEDGER, Surroundings, free_port
+from tests.daemon.support import SOCKLEDGER, Surroundings, free_port
 from tests.kernel.machine import new_cgroup, run
+from tests.patience import PATIENCE
 
 from sockledger.kernel.datapath import object_image
 

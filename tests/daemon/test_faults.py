@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
-from tests.daemon.support import PATIENCE, Page, Surroundings
+from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_signals import crowd
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
+from tests.patience import PATIENCE
 
 
 def assert_balanced(page: Page) -> None:

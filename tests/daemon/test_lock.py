@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from tests.daemon.support import Daemon, Surroundings, eventually, existing_links, free_port
+from tests.daemon.support import Daemon, Surroundings, existing_links, free_port
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.ledger import attached
 from tests.kernel.machine import Netns, new_cgroup, run
+from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.lock import Lock
@@ -181,12 +182,16 @@ def test_reload_is_no_end(place: Surroundings, other_bpffs: str) -> None:
     second.stop()
 
 
+def refuse_reload(place: Surroundings, daemon: Daemon) -> None:
+    place.configure("limits: {cgroups: none}")
+    daemon.send(signal.SIGHUP)
+    eventually(lambda: daemon.lines("configuration refused") == 1, "refused")
+
+
 def test_reload_while_waiting(place: Surroundings) -> None:
     first = place.run()
     second = waiting(place, place.configure("limits: {cgroups: 100}"))
-    place.configure("limits: {cgroups: none}")
-    second.send(signal.SIGHUP)
-    eventually(lambda: second.lines("configuration refused") == 1, "refused")
+    refuse_reload(place, second)
     place.configure("limits: {cgroups: 200}")
     second.send(signal.SIGHUP)
     first.stop()
@@ -198,9 +203,7 @@ def test_reload_while_waiting(place: Surroundings) -> None:
 def test_refused_reload_while_waiting(place: Surroundings) -> None:
     first = place.run()
     second = waiting(place, place.configure(""))
-    place.configure("limits: {cgroups: none}")
-    second.send(signal.SIGHUP)
-    eventually(lambda: second.lines("configuration refused") == 1, "refused")
+    refuse_reload(place, second)
     first.stop()
     second.wait_until_ready()
     assert second.page().sum("config_last_reload_successful") == 0

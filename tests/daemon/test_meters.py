@@ -5,10 +5,11 @@ import socket
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from tests.daemon.support import Page, Surroundings, eventually
+from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_bad_input import exclusive
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Netns, new_cgroup
+from tests.patience import eventually
 
 FAST = "flush: {interval: 100ms}\n"
 MEASURES = ("receive_bytes_total", "receive_packets_total", "transmit_bytes_total", "transmit_packets_total")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.daemon.support import PATIENCE, Daemon, Surroundings, eventually, free_port
+from tests.daemon.support import Daemon, Surroundings, free_port
 from tests.daemon.traffic import converse, ping, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup
+from tests.patience import PATIENCE, eventually
 
 CONFIGURATION = """\
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}

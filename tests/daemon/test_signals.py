@@ -10,17 +10,11 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.daemon.support import (
-    PATIENCE,
-    STOP_SECONDS,
-    Daemon,
-    Surroundings,
-    eventually,
-    free_port,
-)
+from tests.daemon.support import STOP_SECONDS, Daemon, Surroundings, free_port
 from tests.daemon.test_lock import waiting
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Netns, new_cgroup
+from tests.patience import PATIENCE, eventually
 
 DEPTH, LONG_NAME, METERS = 7, "n" * 250, 120
 

@@ -3,9 +3,9 @@
 import os
 import socket
 
-from tests.daemon.support import eventually
 from tests.kernel.ledger import NOTHING
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
+from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath

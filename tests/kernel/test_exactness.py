@@ -14,7 +14,6 @@ from contextlib import suppress
 from functools import partial, reduce
 
 import pytest
-from tests.daemon.support import eventually
 from tests.kernel.ledger import (
     NOTHING,
     all_totals,
@@ -38,6 +37,7 @@ from tests.kernel.machine import (
 from tests.kernel.traffic import EVERYTHING, SCALE, Generator, Result, reset_unused, scaled
 from tests.kernel.truth import PacketFilter, SynAcks, settled_interface
 from tests.kernel.tun import send_superpackets
+from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Traffic

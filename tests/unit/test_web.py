@@ -352,27 +352,29 @@ def test_beyond_the_limit_the_connection_idle_longest_goes(
     assert caplog.text.count("all 3 connections are in use") == 1
 
 
-def test_a_new_connection_is_refused_if_all_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+@contextmanager
+def answering_two_scrapes() -> Iterator[Running]:
+    """A server that works on two scrapes meanwhile; both are answered in the end."""
     gate = Gate()
     with running(scrape=gate) as web, ExitStack() as clients:
         scrapes = [clients.enter_context(web.connect(b"GET /metrics HTTP/1.0\r\n\r\n")) for _ in range(2)]
         eventually(lambda: len(web.server._scrapes.running) == 2)
-        assert received(clients.enter_context(web.connect(b"GET / HTTP/1.0\r\n\r\n"))) == b""
+        yield web
         gate.opened.set()
         assert all(received(scrape).endswith(PAGE) for scrape in scrapes)
+
+
+def test_a_new_connection_is_refused_if_all_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    with answering_two_scrapes() as web, web.connect(b"GET / HTTP/1.0\r\n\r\n") as refused:
+        assert received(refused) == b""
 
 
 def test_connections_that_are_answered_are_not_closed_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
-    gate = Gate()
-    with running(scrape=gate) as web, ExitStack() as clients:
-        scrapes = [clients.enter_context(web.connect(b"GET /metrics HTTP/1.0\r\n\r\n")) for _ in range(2)]
-        eventually(lambda: len(web.server._scrapes.running) == 2)
+    with answering_two_scrapes() as web:
         for _ in range(10):
             assert web.get("/-/healthy")[0].status == 200
-        gate.opened.set()
-        assert all(received(scrape).endswith(PAGE) for scrape in scrapes)
 
 
 @pytest.mark.parametrize(

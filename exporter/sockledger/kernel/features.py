@@ -1,6 +1,7 @@
 """What a kernel or its surroundings may lack, probed; never a version compared."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -76,6 +77,7 @@ def want_socket_hooks(setting: bool | Literal["auto"]) -> bool:  # noqa: FBT001 
         ) from None
 
 
+@cache
 def lists_links() -> bool:
     """Whether an iterator can list all BPF links (since Linux 5.19)."""
     return b"\0bpf_iter__bpf_link\0" in BTF.read_bytes()

@@ -221,9 +221,17 @@ class _Handler(RequestHandler):
     def compute_etag(self) -> None:
         """No page is asked for twice, so that a hash of it would be of no use."""
 
+    @property
+    def stream(self) -> IOStream:
+        """The connection to the client."""
+        return cast(HTTP1Connection, self.request.connection).stream
+
+    def limit_writing(self) -> asyncio.TimerHandle:
+        """Close the connection after a while, unless that is cancelled."""
+        return asyncio.get_running_loop().call_later(WRITE_TIMEOUT_SECONDS, self.stream.close)
+
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "asyncio.Future[None]":
-        connection = cast(HTTP1Connection, self.request.connection)
-        timeout = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_SECONDS, connection.stream.close)
+        timeout = self.limit_writing()
         written = super().finish(chunk)
         written.add_done_callback(lambda _: timeout.cancel())
         return written
@@ -253,10 +261,9 @@ class _Metrics(_Handler):
             self.set_status(503)
             self.finish(f"Limit of concurrent requests reached ({self._scrapes.limit}), try again later.\n")
             return
-        stream = cast(HTTP1Connection, self.request.connection).stream
-        if stream.closed():  # requests that were pipelined by a client that has gone
+        if self.stream.closed():  # requests that were pipelined by a client that has gone
             return
-        with self._scrapes.answering(stream):
+        with self._scrapes.answering(self.stream):
             headers = self.request.headers
             openmetrics, content_type = negotiate(headers.get("Accept"))
             compressed = _accepts_gzip(headers.get("Accept-Encoding", ""))
@@ -273,10 +280,10 @@ class _Metrics(_Handler):
                 self.set_header("Content-Encoding", "gzip")
             self.set_header("Content-Length", str(len(scrape.page)))
             self.write(scrape.page)
-            timeout = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_SECONDS, stream.close)
+            timeout = self.limit_writing()
             try:
                 self.flush()
-                await stream.write(b"")  # tornado's own futures hide that a client has gone
+                await self.stream.write(b"")  # tornado's own futures hide that a client has gone
             except StreamClosedError:
                 return
             finally:

@@ -54,7 +54,7 @@ class Names:
                 self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
-        return dict(self._known)
+        return self._known
 
     def _paths(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """Yield each cgroup's path, None if it is gone."""
