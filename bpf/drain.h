@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The way from a socket's pending counts to the totals: the only place that takes counts out of a storage. */
+/* The way from a socket's pending counts to the totals: the only place that takes counts out of a seat. */
 #ifndef SOCKLEDGER_DRAIN_H
 #define SOCKLEDGER_DRAIN_H
 
@@ -57,9 +57,15 @@ static __always_inline __u64 take(__u64 *pending)
 	return READ_ONCE(*pending) ? __sync_lock_test_and_set(pending, 0) : 0;
 }
 
-/* Move what is pending to the totals. Any number may run at once: the exchange moves a count once. */
+/*
+ * Move what is pending to the totals, and return whether anything was. Any number may run at once: the
+ * exchange moves a count once. The key may be read after it, for the seat's owner stays until all who may add
+ * or drain have left.
+ */
 static __noinline int drain(struct socket_counts *s)
 {
+	int moved = 0;
+
 	for (int family = 0; family < FAMILIES; family++) {
 		__u64 received = take(&s->pending[family][RECEIVE]);
 		__u64 sent = take(&s->pending[family][TRANSMIT]);
@@ -75,25 +81,14 @@ static __noinline int drain(struct socket_counts *s)
 		key.tag = s->tag;
 		t = totals_of(&key);
 		if (!t)
-			return 0; /* cannot be: overflow is an array that holds every index */
+			return 1; /* cannot be: overflow is an array that holds every index */
 		if (received)
 			add_receive(t, PENDING_BYTES(received), PENDING_PACKETS(received));
 		if (sent)
 			add_transmit(t, PENDING_BYTES(sent), PENDING_PACKETS(sent));
+		moved = 1;
 	}
-	return 0;
-}
-
-/*
- * The end of a socket. The exchange is a full barrier, as is the hot path's add: either the hot path's
- * second look sees CLOSED, or this drain sees what it added.
- */
-static __always_inline void end(struct socket_counts *s)
-{
-	__u32 before = __sync_lock_test_and_set(&s->state, CLOSED);
-
-	asm volatile("" ::"r"(before) : "memory");
-	drain(s);
+	return moved;
 }
 
 #endif

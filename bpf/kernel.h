@@ -14,27 +14,13 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
-struct sock_common {
-	unsigned short skc_family;
-};
-
-struct sock {
-	struct sock_common __sk_common;
-	__u8 sk_kern_sock : 1;
-	__u16 sk_type;
-	__u16 sk_protocol;
-	struct socket *sk_socket; /* user space's handle: not yet there before accept(), gone after close() */
-};
-
-struct socket {
-	struct sock *sk;
+struct bpf_map {
+	__u32 max_entries;
 };
 
 struct task_struct {
 	int softirq_disable_cnt;
 };
-
-struct file;
 
 struct kernfs_node {
 	__u64 id;
@@ -74,32 +60,9 @@ struct bpf_iter__bpf_link {
 	struct bpf_link *link;
 };
 
-struct bpf_iter__bpf_sk_storage_map {
-	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	struct sock *sk;
-	void *value;
-};
-
-struct bpf_iter__task_file {
-	struct bpf_iter_meta *meta;
-	struct task_struct *task;
-	__u32 fd;
-	struct file *file;
-};
-
 #pragma clang attribute pop
 
-/* include/linux/net.h, include/linux/socket.h, include/uapi/linux/if_ether.h */
-#define SOCK_STREAM 1
-#define SOCK_DGRAM  2
-#define AF_INET	    2
-#define AF_INET6    10
-#define ETH_P_IPV6  0x86DD
-
-static __always_inline bool is_tcp(struct bpf_sock *sk)
-{
-	return sk->protocol == IPPROTO_TCP && sk->type == SOCK_STREAM;
-}
+/* include/uapi/linux/if_ether.h */
+#define ETH_P_IPV6 0x86DD
 
 #endif

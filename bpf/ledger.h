@@ -18,18 +18,8 @@ enum protocol { OTHER, TCP, UDP, ICMP };
 #define PROTOCOLS  (ICMP + 1)
 
 /*
- * What may be done with a socket's pending counts.
- *
- * FAST is only for sockets whose end is certain to be hooked, for user space holds them: the hot path adds
- * to the storage and the end hook drains it. HOOKED is FAST to be: the hook is certain, the first packet
- * names the owner. Every other packet is written through to the totals: exact too, only slower.
- */
-enum state { WRITE_THROUGH, FAST, CLOSED, HOOKED };
-
-/*
- * Bytes and packets wait in one word, so that one fetch-and-add counts a packet and is the full barrier
- * before the second look at the state. Half of either range is left for adds that race with the drain
- * which PENDING_FULL asks for.
+ * Bytes and packets wait in one word, so that one fetch-and-add counts a packet. Half of either range is left
+ * for adds that race with the drain which PENDING_FULL asks for.
  */
 #define PENDING_PACKET_BITS	28
 #define PENDING_PACKETS(word)	((word) & ((1ULL << PENDING_PACKET_BITS) - 1))
@@ -39,17 +29,29 @@ enum state { WRITE_THROUGH, FAST, CLOSED, HOOKED };
 #define PENDING_FULL (1ULL << 63 | 1ULL << (PENDING_PACKET_BITS - 1))
 #endif
 
-/* A socket's storage. 56 bytes: with the kernel's own pointer before it, one cache line. */
+/*
+ * What struct socket_counts.owner is besides a socket's cookie. The kernel counts cookies up from 1 and,
+ * where an interrupt nests, down from 2^64 - 1 (include/linux/cookie.h): in the middle they never meet.
+ */
+#define FREE	 0ULL		  /* as the kernel made it */
+#define RETIRED	 (1ULL << 63)	  /* no packet finds it any more; free after a grace period */
+#define CLAIMING (1ULL << 63 | 1) /* its new owner is writing down who that is */
+
+/* A seat in the table of sockets, one cache line. Who has none is written through to the totals. */
 struct socket_counts {
-	__u64 cgroup_id;  /* the owner, known before the state is FAST */
-	__u32 state;	  /* enum state */
-	__u32 generation; /* of what tag and peer mean; 0 until something can change them */
+	__u64 owner;
+	__u64 cgroup_id;
 	enum protocol protocol : 16;
-	__u16 peer; /* class of the remote address; 0: not looked up */
-	__u16 tag;  /* 0: none */
-	__u16 reserved;
+	__u16 peer;	  /* class of the remote address; 0: not looked up */
+	__u16 tag;	  /* 0: none */
+	__u16 idle;	  /* the last flush found nothing pending */
+	__u32 generation; /* of what tag and peer mean; 0 until something can change them */
+	__u32 reserved;
 	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
 };
+
+/* In how many places, side by side, a socket may sit. */
+#define WAYS 8
 
 struct totals_key {
 	__u64 cgroup_id;
@@ -74,15 +76,16 @@ struct count {
 
 /* Updates that could not be made as wanted, by reason; the fields are the metric's label values. */
 struct lost_updates {
-	__u64 storage;	   /* no socket storage: written through, nothing is missing */
-	__u64 totals_full; /* counted in overflow, so without its cgroup */
+	__u64 sockets_full; /* no seat in the table of sockets: written through, nothing is missing */
+	__u64 totals_full;  /* counted in overflow, so without its cgroup */
 	__u64 totals_busy; /* the same, where an interrupt found the map's bucket being changed (up to 6.6) */
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC); /* and no BPF_F_CLONE: it would copy what is pending */
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* it begins at a page, so that each value is one cache line */
+	__uint(max_entries, 65536);	   /* set from limits.sockets */
+	__type(key, __u32);
 	__type(value, struct socket_counts);
 } sockets SEC(".maps");
 
@@ -114,14 +117,6 @@ struct {
 	__type(value, struct lost_updates);
 } lost SEC(".maps");
 
-/* How many sockets all flushes so far have visited. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} visited SEC(".maps");
-
 /*
  * Only user space touches these two. An update of a map in a map returns after an RCU grace period
  * (maybe_wait_bpf_programs() in kernel/bpf/syscall.c): every program that ran when it began has ended.
@@ -142,7 +137,8 @@ struct {
 	.values = {&grace_inner},
 };
 
-/* A read that the compiler may not move or merge with another. */
-#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+/* Accesses that the compiler may not merge with others, nor move past each other. */
+#define READ_ONCE(x)	     (*(const volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, value) (*(volatile typeof(x) *)&(x) = (value))
 
 #endif

@@ -3,7 +3,6 @@
 #include "ledger.h"	 /* what is kept: layouts and maps */
 #include "drain.h"	 /* from a socket's pending counts to the totals */
 #include "traffic.h"	 /* the hot path: every packet */
-#include "life.h"	 /* a socket's beginning and end */
 #include "flush.h"	 /* all sockets at once */
 #include "attachments.h" /* who else counts here */
 

@@ -12,6 +12,9 @@
 #define IPV6_HEADER 40
 #define UDP_HEADER  8
 
+/* 2^64 divided by it: spreads numbers that follow each other, as cookies do */
+#define GOLDEN_RATIO 0x9E3779B97F4A7C15
+
 /*
  * Wire segments of a super-packet that came without gso_segs (from tun or virtio, SKB_GSO_DODGY): its
  * payload in parts of gso_size. Headers are read, not trusted: what cannot be read counts as payload.
@@ -84,10 +87,7 @@ static __always_inline void add_pending(struct socket_counts *s, struct __sk_buf
 		__sync_fetch_and_add(&s->pending[family_of(skb)][direction], PENDING(skb->len, segments));
 
 	BRANCH(FAST);
-	if (READ_ONCE(s->state) != FAST) {
-		BRANCH(SECOND_LOOK);
-		drain(s);
-	} else if (before & PENDING_FULL) {
+	if (before & PENDING_FULL) {
 		BRANCH(PENDING_FULL);
 		drain(s);
 	}
@@ -108,49 +108,89 @@ static __always_inline enum protocol protocol_of(struct bpf_sock *sk)
 	}
 }
 
-static __always_inline struct socket_counts *create(struct __sk_buff *skb, struct bpf_sock *sk)
+static __always_inline __u32 seats(void)
 {
-	struct socket_counts new = {
-		.cgroup_id = bpf_skb_cgroup_id(skb),
-		.protocol = protocol_of(sk),
-	};
-	struct lost_updates *l;
-	struct socket_counts *s;
+	struct bpf_map *map = (struct bpf_map *)&sockets;
 
-	s = bpf_sk_storage_get(&sockets, sk, &new, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!s) {
-		BRANCH(NO_STORAGE);
-		l = lost_updates();
-		if (l)
-			__sync_fetch_and_add(&l->storage, 1);
-		return NULL;
-	}
-	BRANCH(CREATED);
-	return s;
+	asm volatile("" : "+r"(map)); /* or the compiler adds the offset first, and the verifier refuses */
+	return map->max_entries;
 }
 
-/* Whether user space has a handle to this TCP socket, so that its release will be hooked. */
-static __always_inline bool held_by_user(struct bpf_sock *sk)
+/* The first of the seats that a socket may have. */
+static __always_inline __u32 home_of(__u64 cookie)
 {
-	struct sock *inner = (struct sock *)bpf_skc_to_tcp_sock(sk);
+	__u64 hash = cookie * GOLDEN_RATIO >> 32;
 
-	return inner && BPF_CORE_READ(inner, sk_socket) &&
-	       !BPF_CORE_READ_BITFIELD_PROBED(inner, sk_kern_sock);
+	return hash * seats() >> 32;
+}
+
+/* One of the WAYS seats from home on. */
+static __always_inline struct socket_counts *seat(__u32 home, int way)
+{
+	__u32 index = home + way, most = seats();
+
+	if (index >= most)
+		index -= most;
+	return bpf_map_lookup_elem(&sockets, &index);
 }
 
 /*
- * A connection that nobody has accepted yet is not FAST, nor is one that was closed before we came. After
- * sl_released the state is CLOSED, so that the first compare-and-swap fails. It is also the full barrier
- * between the storage and the state of the socket for sl_tcp_destroyed, which comes in state CLOSE: either
- * that finds the storage, or CLOSE is seen here.
+ * Take a seat that is free. Its key is written before anybody finds it by its owner, and the exchange is a
+ * full barrier. Two CPUs may each take one for the same socket: the one further on will be idle.
  */
-static __always_inline void make_fast(struct socket_counts *s, struct bpf_sock *sk)
+static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct __sk_buff *skb,
+				  enum protocol protocol)
 {
-	__sync_val_compare_and_swap(&s->state, WRITE_THROUGH, FAST);
-	if (READ_ONCE(sk->state) == BPF_TCP_CLOSE) {
-		BRANCH(FAST_TOO_LATE);
-		end(s);
+	__u64 before = __sync_val_compare_and_swap(&s->owner, FREE, CLAIMING);
+
+	if (before != FREE) {
+		BRANCH(CLAIM_LOST);
+		return false;
 	}
+	BRANCH(CLAIMED);
+	s->cgroup_id = bpf_skb_cgroup_id(skb);
+	s->protocol = protocol;
+	s->peer = 0;
+	s->tag = 0;
+	s->idle = 0;
+	s->generation = 0;
+	before = __sync_lock_test_and_set(&s->owner, cookie);
+	asm volatile("" ::"r"(before) : "memory");
+	return true;
+}
+
+/* The socket's seat, or a new one; NULL if there is none for it now. */
+static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_buff *skb,
+						     enum protocol protocol)
+{
+	__u32 home = home_of(cookie);
+	struct socket_counts *s;
+	struct lost_updates *l;
+	int vacant = WAYS;
+
+	for (int way = 0; way < WAYS; way++) {
+		__u64 owner;
+
+		s = seat(home, way);
+		if (!s)
+			continue;
+		owner = READ_ONCE(s->owner);
+		if (owner == cookie) {
+			BRANCH(FURTHER_ON);
+			return s;
+		}
+		if (owner == FREE && vacant == WAYS)
+			vacant = way;
+	}
+	if (vacant < WAYS) {
+		s = seat(home, vacant);
+		return s && claim(s, cookie, skb, protocol) ? s : NULL;
+	}
+	BRANCH(SOCKETS_FULL);
+	l = lost_updates();
+	if (l)
+		__sync_fetch_and_add(&l->sockets_full, 1);
+	return NULL;
 }
 
 static __always_inline void write_through(struct __sk_buff *skb, enum protocol protocol, __u32 segments,
@@ -172,61 +212,42 @@ static __always_inline void write_through(struct __sk_buff *skb, enum protocol p
 		add_transmit(t, skb->len, segments);
 }
 
-/* All packets but those of a FAST socket. */
-static __noinline int count_slowly(struct __sk_buff *skb, __u32 segments, enum direction direction)
+/* All packets but those of a socket that sits at its home. */
+static __noinline int count_slowly(struct __sk_buff *skb, __u64 cookie, __u32 segments,
+				   enum direction direction)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct socket_counts *s;
-	__u32 state;
+	enum protocol protocol = OTHER;
+	struct socket_counts *s = NULL;
 
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	if (!sk) {
-		/* not seen so far: these programs run for full sockets only */
-		write_through(skb, OTHER, segments, direction);
-		return 0;
-	}
-	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (!s)
-		s = create(skb, sk);
-	if (!s) {
-		write_through(skb, protocol_of(sk), segments, direction);
-		return 0;
-	}
-	state = READ_ONCE(s->state);
-	if (state == WRITE_THROUGH && is_tcp(sk) && held_by_user(sk)) {
-		make_fast(s, sk);
-		state = READ_ONCE(s->state);
-	} else if (state == HOOKED) {
-		BRANCH(CLAIMED);
-		/* every CPU writes the same; FAST, and so a drain, comes after */
-		s->cgroup_id = bpf_skb_cgroup_id(skb);
-		__sync_val_compare_and_swap(&s->state, HOOKED, FAST);
-		state = READ_ONCE(s->state);
-	}
-	if (state == FAST) {
+	if (sk)
+		protocol = protocol_of(sk);
+	if (cookie) /* not seen so far: these programs run for sockets only */
+		s = seat_of(cookie, skb, protocol);
+	if (s)
 		add_pending(s, skb, segments, direction);
-		return 0;
-	}
-	if (state == CLOSED)
-		BRANCH(LATE);
-	write_through(skb, protocol_of(sk), segments, direction);
+	else
+		write_through(skb, protocol, segments, direction);
 	return 0;
 }
 
+/*
+ * The kernel runs this under rcu_read_lock(): between the look at the owner and the add the seat may be
+ * retired, but not become another's.
+ */
 static __always_inline void count_packet(struct __sk_buff *skb, enum direction direction)
 {
-	__u32 segments = wire_segments(skb);
-	struct bpf_sock *sk = skb->sk;
-	struct socket_counts *s = NULL;
+	__u64 cookie = bpf_get_socket_cookie(skb);
+	__u32 segments = wire_segments(skb), home = home_of(cookie);
+	struct socket_counts *s = bpf_map_lookup_elem(&sockets, &home);
 
 	count_control(skb, segments, direction);
-	if (sk)
-		s = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (s && READ_ONCE(s->state) == FAST)
+	if (cookie && s && READ_ONCE(s->owner) == cookie)
 		add_pending(s, skb, segments, direction);
 	else
-		count_slowly(skb, segments, direction);
+		count_slowly(skb, cookie, segments, direction);
 }
 
 SEC("cgroup_skb/ingress")

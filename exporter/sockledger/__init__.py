@@ -1,4 +1,4 @@
-"""sockledger: exact network traffic per cgroup, counted in BPF local storage."""
+"""sockledger: exact network traffic per cgroup, counted in BPF maps."""
 
 from importlib.metadata import version
 

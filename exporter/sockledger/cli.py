@@ -194,7 +194,6 @@ def _add_check_flags(parser: _Parser) -> None:
 
 
 def _add_doctor_flags(parser: _Parser) -> None:
-    _add_config_flag(parser)
     _add_path_flags(parser)
     parser.set_defaults(handler=_doctor)
 
@@ -307,7 +306,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from sockledger.kernel import doctor
 
     able = True
-    for finding in doctor.examine(config.load(arguments.config_file), arguments.cgroupfs, arguments.bpffs):
+    for finding in doctor.examine(arguments.cgroupfs, arguments.bpffs):
         _print(finding.line())
         able &= finding.ok or not finding.needed
     return 0 if able else 1

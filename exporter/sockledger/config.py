@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from sockledger.errors import UserError, printable
 
 _MAX_BYTES = 1 << 20
-_MAX_CGROUPS = 1_000_000
+_MAX_CGROUPS, _MAX_SOCKETS = 1_000_000, 10_000_000
 _MIN_INTERVAL, _MAX_INTERVAL = 0.1, 3600.0
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
@@ -31,7 +31,6 @@ class Attach:
     """Where programs are attached beside the root."""
 
     meters: tuple[str, ...] = ()  # globs of cgroup paths
-    socket_hooks: bool | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ class Limits:
     """How much may be kept."""
 
     cgroups: int = 16384
+    sockets: int = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,15 +241,6 @@ def _meter(node: yaml.Node) -> str:
     return glob
 
 
-def _socket_hooks(node: yaml.Node) -> bool | Literal["auto"]:
-    if _has_tag(node, "str") and node.value == "auto":
-        return "auto"
-    value = yaml.SafeLoader.bool_values.get(node.value.lower()) if _has_tag(node, "bool") else None
-    if value is None:
-        raise ValueError("is neither auto nor a boolean")
-    return value
-
-
 def _interval(node: yaml.Node) -> float:
     match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
     if match is None or not node.value:
@@ -261,14 +252,17 @@ def _interval(node: yaml.Node) -> float:
     return seconds
 
 
-def _cgroups(node: yaml.Node) -> int:
-    # YAML 1.1 also reads 010, 1_0 and 1:40 as integers, and not as most would.
-    if not _has_tag(node, "int") or not _WHOLE_NUMBER.fullmatch(node.value):
-        raise ValueError("is not a whole number")
-    # int() refuses thousands of digits, float() does not.
-    if not 1 <= float(node.value) <= _MAX_CGROUPS:
-        raise ValueError("is out of range")
-    return int(node.value)
+def _limit(most: int) -> _Value:
+    def parse(node: yaml.Node) -> int:
+        # YAML 1.1 also reads 010, 1_0 and 1:40 as integers, and not as most would.
+        if not _has_tag(node, "int") or not _WHOLE_NUMBER.fullmatch(node.value):
+            raise ValueError("is not a whole number")
+        # int() refuses thousands of digits, float() does not.
+        if not 1 <= float(node.value) <= most:
+            raise ValueError("is out of range")
+        return int(node.value)
+
+    return _Value(parse, f"a whole number from 1 to {most}")
 
 
 _CONFIG = _Section(
@@ -280,12 +274,11 @@ _CONFIG = _Section(
                 "meters": _List(
                     _Value(_meter, "absolute globs of cgroup paths, such as /system.slice/*.service")
                 ),
-                "socket_hooks": _Value(_socket_hooks, "auto, true, false"),
             },
         ),
         "flush": _Section(
             Flush, {"interval": _Value(_interval, "100ms to 1h, written as 500ms, 10s, 1m or 1m30s")}
         ),
-        "limits": _Section(Limits, {"cgroups": _Value(_cgroups, f"a whole number from 1 to {_MAX_CGROUPS}")}),
+        "limits": _Section(Limits, {"cgroups": _limit(_MAX_CGROUPS), "sockets": _limit(_MAX_SOCKETS)}),
     },
 )

@@ -23,7 +23,7 @@ from sockledger.exposition import text
 from sockledger.kernel import cgroups
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.datapath import HOT_PATH, DataPath
-from sockledger.kernel.features import require, want_socket_hooks
+from sockledger.kernel.features import lists_links, require
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
 from sockledger.ledger.births import Births
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Together within the 2 seconds that a stop may take.
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
-ATTACHMENTS_POLL_SECONDS = 1.0  # a look takes 20 ms
+ATTACHMENTS_POLL_SECONDS = 2.0  # a look takes 20 ms, and a reload has nothing attached for about 1 s
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -114,7 +114,7 @@ class Daemon:
                 datapath = DataPath(
                     root,
                     cgroups=self._config.limits.cgroups,
-                    socket_hooks=want_socket_hooks(self._config.attach.socket_hooks),
+                    sockets=self._config.limits.sockets,
                 )
                 undo.callback(datapath.close)
                 datapath.attach()
@@ -173,7 +173,7 @@ class Daemon:
         ledger = Ledger(datapath, root, Meters(self._config.attach.meters, root, datapath))
         births = Births()
         registry = Registry(self._options.collectors, ledger, births)
-        exporter = Exporter(ledger, datapath.features, lambda: self._config_ok)
+        exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
         process = CollectorRegistry()
         ProcessCollector(registry=process)
 

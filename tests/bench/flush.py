@@ -15,6 +15,7 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 
 ROUNDS = 7
+SEATS = 262_144
 CONNECTIONS = 50_000  # two sockets each
 OVER_SS, DELAY_PER_SOCKET = 10, 0.5e-6  # the targets
 
@@ -76,7 +77,7 @@ def run() -> None:
         below = stack.enter_context(cgroups(1))
         root = CgroupRoot(below.path)
         stack.callback(os.close, root.fd)
-        path = stack.enter_context(closing(DataPath(root, cgroups=1024, socket_hooks=True)))
+        path = stack.enter_context(closing(DataPath(root, cgroups=1024, sockets=SEATS)))
         path.attach()
         Cgroups.enter(below.children[0])
         processes = _processes()
@@ -96,9 +97,8 @@ def run() -> None:
             quiet.run(watch)
             idle.run(watch)
             _send_over(holders)
-            visited = path.sockets_visited()
             active.run(watch)
-            visited = path.sockets_visited() - visited
+            visited = path.flush_sockets()
             ss.run(watch)
     everything = (quiet, idle, active, ss)
     print_table(

@@ -24,6 +24,7 @@ from tests.bench.support import (
     verdict,
 )
 
+from sockledger.config import Limits
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.libbpf import Object, Program
@@ -145,7 +146,7 @@ def run() -> None:
         stack.callback(os.close, root.fd)
         rivals = stack.enter_context(closing(Object(compiled(BENCH / "rivals.bpf.c"), "bench")))
         rivals.load()
-        ours = stack.enter_context(closing(DataPath(root, cgroups=1024, socket_hooks=True)))
+        ours = stack.enter_context(closing(DataPath(root, cgroups=1024, sockets=Limits().sockets)))
         ours.attach()
         contenders = [
             Contender(name, (programs[f"{prefix}receive"], programs[f"{prefix}transmit"]))

@@ -286,11 +286,3 @@ def test_bpffs_hides_nothing(place: Surroundings) -> None:
     line = refused(place, f"--path.bpffs={folder}")
     assert f"{folder}: neither a BPF file system nor an empty folder" in line
     assert (folder / "file").exists()
-
-
-def test_cilium_cannot_be_looked_for(place: Surroundings) -> None:
-    """Not root, and /sys/fs/bpf is root's alone; the daemon's own folder is elsewhere."""
-    preparation = f"mount --bind {place.bpffs} /sys/fs/bpf; mount -t bpf -o mode=0777 bpf /mnt"
-    prefix = (*in_mounts(preparation), *as_nobody(*NEEDED))
-    line = refused(place, "--path.bpffs=/mnt", prefix=prefix)
-    assert "set attach.socket_hooks to true or false" in line

@@ -2,15 +2,18 @@
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_signals import crowd
-from tests.daemon.traffic import send_datagrams
+from tests.daemon.traffic import HOSTS, converse, send_datagrams
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.patience import PATIENCE
+
+ONLY_AT_SCRAPES = "flush: {interval: 1h}\n"
 
 
 def assert_balanced(page: Page) -> None:
@@ -38,22 +41,93 @@ def test_vanished_cgroups(place: Surroundings, netns: Netns) -> None:
 def test_open_sockets(place: Surroundings, netns: Netns) -> None:
     """What a socket has done is shown while it is open, not only when it is closed."""
     with new_cgroup(place.cgroup.path, "a") as a, closing(datagram_socket(netns, a)) as alive:
-        daemon = place.run()
+        daemon = place.run(place.configure(ONLY_AT_SCRAPES))
         for more in (1, 2, 3):
-            alive.sendto(bytes(72), alive.getsockname())
-            alive.recv(100)
+            talk_to_itself(alive)
             page = daemon.settled()
             assert page.sum("transmit_bytes_total", cgroup="/a") == 100 * more
             assert page.sum("map_entries", map="sockets") == 1
             assert_balanced(page)
 
 
-def datagram_socket(netns: Netns, cgroup: Cgroup) -> socket.socket:
+def datagram_socket(netns: Netns, cgroup: Cgroup, *, family: str = "ipv4") -> socket.socket:
+    kind, host = HOSTS[family]
     with netns.entered(), cgroup.joined():
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made = socket.socket(kind, socket.SOCK_DGRAM)
     made.settimeout(PATIENCE)
-    made.bind(("127.0.0.1", 0))
+    made.bind((host, 0))
     return made
+
+
+def talk_to_itself(talker: socket.socket) -> None:
+    """Send and receive one datagram, 100 bytes over IPv4."""
+    talker.sendto(bytes(72), talker.getsockname())
+    assert len(talker.recv(100)) == 72
+
+
+def test_sockets_are_full(place: Surroundings, netns: Netns) -> None:
+    """The first socket has the only seat; the packets of all others are counted one by one."""
+    each, rounds = 5, 4
+    with ExitStack() as stack:
+        cgroups = [stack.enter_context(new_cgroup(place.cgroup.path, f"c{n}")) for n in range(4)]
+        daemon = place.run(place.configure(f"limits: {{sockets: 1}}\n{ONLY_AT_SCRAPES}"))
+        talkers = [
+            stack.enter_context(closing(datagram_socket(netns, cgroup, family=family)))
+            for cgroup in cgroups
+            for family in HOSTS
+            for _ in range(each)
+        ]
+        for _ in range(rounds):
+            for talker in talkers:
+                talk_to_itself(talker)
+        page = daemon.settled()
+        assert page.sum("map_entries", map="sockets") == page.sum("map_max_entries", map="sockets") == 1
+        assert page.sum("lost_updates_total", reason="sockets_full") == 2 * rounds * (len(talkers) - 1)
+        for cgroup in cgroups:
+            for family, size in (("ipv4", 100), ("ipv6", 120)):
+                labels = {"cgroup": f"/{cgroup.path.name}", "protocol": "udp", "family": family}
+                for direction in ("receive", "transmit"):
+                    assert page.sum(f"{direction}_packets_total", **labels) == each * rounds
+                    assert page.sum(f"{direction}_bytes_total", **labels) == each * rounds * size
+        assert_balanced(page)
+
+        sent: Counter[str] = Counter()
+        for _ in range(20):
+            sent.update(converse(netns, cgroups[0], cgroups[1], size=5000))
+        page = daemon.settled()
+        for path, side, other in (("/c0", "client", "server"), ("/c1", "server", "client")):
+            assert page.sum("transmit_bytes_total", cgroup=path, protocol="tcp") == sent[side]
+            assert page.sum("receive_bytes_total", cgroup=path, protocol="tcp") == sent[other]
+        assert page.sum("lost_updates_total", reason="totals_full") == 0
+        assert_balanced(page)
+
+
+def test_seats_are_taken_back(place: Surroundings, netns: Netns) -> None:
+    """From sockets that have ended, and from idle ones, which take another seat when they go on."""
+    short, idle = 500, 10
+
+    def seats() -> list[int]:
+        """How many are taken at the next flushes: in use, idle, retired, free."""
+        return [daemon.settled().sum("map_entries", map="sockets") for _ in range(4)]
+
+    with new_cgroup(place.cgroup.path, "a") as a, ExitStack() as stack:
+        daemon = place.run(place.configure(ONLY_AT_SCRAPES))
+        alive = [stack.enter_context(closing(datagram_socket(netns, a))) for _ in range(idle)]
+        for talker in alive:
+            talk_to_itself(talker)
+        for _ in range(short):
+            with closing(datagram_socket(netns, a)) as ended:
+                talk_to_itself(ended)
+        assert seats() == [short + idle, short + idle, short + idle, 0]
+        for talker in alive:
+            talk_to_itself(talker)
+        assert seats() == [idle, idle, idle, 0]
+        page = daemon.page()
+        for direction in ("receive", "transmit"):
+            assert page.sum(f"{direction}_packets_total", cgroup="/a") == short + 2 * idle
+            assert page.sum(f"{direction}_bytes_total", cgroup="/a") == 100 * (short + 2 * idle)
+        assert page.sum("lost_updates_total") == 0
+        assert_balanced(page)
 
 
 def test_totals_are_full(place: Surroundings, netns: Netns) -> None:
@@ -73,7 +147,7 @@ def test_totals_are_full(place: Surroundings, netns: Netns) -> None:
         assert page.sum("lost_updates_total", reason="totals_full") > 0
         daemon.settled()
         assert daemon.lines("level=WARN", "the totals are full") == 1
-        assert page.sum("lost_updates_total", reason="storage") == 0
+        assert page.sum("lost_updates_total", reason="sockets_full") == 0
         for family, total in sent.items():
             assert page.sum("transmit_bytes_total", family=family, protocol="udp") == total
             assert page.sum("receive_bytes_total", family=family, protocol="udp") == total

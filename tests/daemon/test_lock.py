@@ -174,7 +174,7 @@ def test_reload_is_no_end(place: Surroundings, other_bpffs: str) -> None:
     for reloads in range(1, 6):
         first.send(signal.SIGHUP)
         eventually(partial(_starts, [first], reloads + 1), "counting anew")
-        time.sleep(0.3)  # so that the looks fall differently
+        time.sleep(1.1 + reloads / 10)  # so that a look, one each second, falls between two reloads
     assert second.process.poll() is None
     assert second.lines("msg=counting") == 0
     first.stop()

@@ -3,13 +3,12 @@ the cgroup root. Traffic stays in network namespaces and cgroups of their own.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.kernel.ledger import attached
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, sysctl_set
-from tests.kernel.objects import build
 from tests.kernel.traffic import SCALE, Generator, compile_generator
 from tests.kernel.truth import runs_for_ipv6_synack
 
@@ -95,16 +94,3 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generator(binary: Path, client: Cgroup, server: Cgroup, netns: Netns) -> Generator:
     """The generator over one namespace's loopback."""
     return Generator(binary, client, server, netns, netns)
-
-
-@pytest.fixture(scope="session")
-def branch_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
-    """Builds that count branches, by further defines; each is made once."""
-    made: dict[str, bytes] = {}
-
-    def get(defines: str = "") -> bytes:
-        if defines not in made:
-            made[defines] = build(tmp_path_factory.mktemp("object"), defines=f"-DBRANCH_COUNTERS {defines}")
-        return made[defines]
-
-    return get

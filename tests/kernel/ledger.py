@@ -3,11 +3,11 @@
 import re
 import struct
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
+from itertools import count
 
 from tests.kernel.objects import BPF
 
@@ -16,6 +16,7 @@ from sockledger.kernel.datapath import DataPath, Traffic
 
 NOTHING = Traffic(0, 0, 0, 0)
 CGROUPS = 1000
+SOCKETS = 65536
 
 
 @contextmanager
@@ -24,10 +25,10 @@ def attached(
     image: bytes | None = None,
     *,
     cgroups: int = CGROUPS,
-    socket_hooks: bool = True,
+    sockets: int = SOCKETS,
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:
-    path = kind(root, cgroups=cgroups, socket_hooks=socket_hooks, image=image)
+    path = kind(root, cgroups=cgroups, sockets=sockets, image=image)
     try:
         path.attach()
         yield path
@@ -36,13 +37,20 @@ def attached(
 
 
 @contextmanager
-def flushing(path: DataPath, period: float | None) -> Iterator[None]:
-    """Flush all the while, *period* seconds apart; None: never."""
+def flushing(path: DataPath, period: float | None, *, flushes: int = 10) -> Iterator[None]:
+    """Flush all the while, *period* seconds apart; None: never. Recycle after so many *flushes*.
+
+    Recycling waits for a grace period, many times as long as a flush.
+    """
     stop = threading.Event()
 
     def loop() -> None:
-        while not stop.wait(period):
+        for number in count():
+            if stop.wait(period):
+                return
             path.flush_sockets()
+            if number % flushes == 0:
+                path.recycle_seats()
 
     thread = threading.Thread(target=loop)
     if period is not None:
@@ -58,7 +66,7 @@ def flushing(path: DataPath, period: float | None) -> Iterator[None]:
 def flush(path: DataPath) -> None:
     """Flush, and wait for drains that began elsewhere."""
     path.flush_sockets()
-    path.grace_period()
+    path.recycle_seats()
 
 
 def all_totals(path: DataPath) -> Traffic:
@@ -73,6 +81,14 @@ def control(path: DataPath, root: CgroupRoot) -> Traffic:
     return found
 
 
+def bracket(path: DataPath, root: CgroupRoot) -> tuple[Traffic, Traffic, Traffic]:
+    """Flush, and return control before it, the totals, and control after it: in ascending order, if exact."""
+    before = control(path, root)
+    path.grace_period()
+    flush(path)
+    return before, all_totals(path), control(path, root)
+
+
 def minus(left: Traffic, right: Traffic) -> Traffic:
     return Traffic(*map(int.__sub__, left, right))
 
@@ -85,13 +101,8 @@ def stop_counting(path: DataPath) -> None:
 
 
 def final_difference(path: DataPath, root: CgroupRoot) -> Traffic:
-    """Stop counting, and return totals minus control: exact, whatever else runs on this machine.
-
-    First it lets the kernel free the storages of sockets that ended, in RCU's time: what was left there is
-    lost, and no flush may save it.
-    """
+    """Stop counting, and return totals minus control: exact, whatever else runs on this machine."""
     stop_counting(path)
-    time.sleep(0.3)
     flush(path)
     return minus(all_totals(path), control(path, root))
 

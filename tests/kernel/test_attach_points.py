@@ -17,7 +17,7 @@ from sockledger.ledger.reconciliation import Reconciliation
 def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns) -> None:
     with new_cgroup(parent.path, "root") as cgroup:
         root = CgroupRoot(cgroup.path)
-        path = DataPath(root, cgroups=10, socket_hooks=True)
+        path = DataPath(root, cgroups=10, sockets=10)
         path.attach()
         assert path.control(root.id) == NOTHING
         meters = Meters(["/*"], root, path)

@@ -1,25 +1,24 @@
 """Every packet is counted once: by double entry, and against counts that owe nothing to BPF.
 
 Double entry compares two sums of ours: what the programs found in their attach point's storage, and what
-came through the sockets' storage to the totals. It holds whatever the packets are, so it is the judge of
+came through the table of sockets to the totals. It holds whatever the packets are, so it is the judge of
 races. Whether each packet has its size, its cgroup, protocol and family, the others judge: the
 generator's own arithmetic, the packet filter, an interface.
 """
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, reduce
+from pathlib import Path
 
 import pytest
 from tests.kernel.ledger import (
     NOTHING,
-    all_totals,
     attached,
+    bracket,
     branches,
-    control,
     final_difference,
     flush,
     flushing,
@@ -34,8 +33,9 @@ from tests.kernel.machine import (
     sysctl_set,
     veth_pair,
 )
-from tests.kernel.traffic import EVERYTHING, SCALE, Generator, Result, reset_unused, scaled
-from tests.kernel.truth import PacketFilter, SynAcks, settled_interface
+from tests.kernel.objects import RESTLESS, build
+from tests.kernel.traffic import EVERYTHING, SCALE, Generator, Result, scaled
+from tests.kernel.truth import PacketFilter, SynAcks, settled_interface, single_cpu
 from tests.kernel.tun import send_superpackets
 from tests.patience import eventually
 
@@ -111,16 +111,27 @@ def test_attached_in_mid_traffic(root: CgroupRoot, generator: Generator) -> None
         assert steady.result().events["rounds"] > 1
 
 
-def test_without_storage(
-    root: CgroupRoot, generator: Generator, branch_build: Callable[[str], bytes]
-) -> None:
-    """The kernel refuses each socket's storage: all is written through."""
-    here = Generator(generator.binary, generator.client, generator.server)
-    with sysctl_set("net.core.optmem_max", "100"), attached(root, branch_build("")) as path:
-        results = here.run_together({"tcp": 1400, "udp": 1000, "flood": 1000})
+@pytest.mark.parametrize("sockets", [1, 7, 64])
+def test_sockets_full(root: CgroupRoot, generator: Generator, tmp_path: Path, sockets: int) -> None:
+    """Almost no socket has a seat: nearly all is written through."""
+    image = build(tmp_path, defines="-DBRANCH_COUNTERS")
+    with attached(root, image, sockets=sockets) as path:
+        with flushing(path, 0.001):
+            results = generator.run_together({"tcp": 1400, "udp": 1000, "flood": 1000})
         assert final_difference(path, root) == NOTHING
-        assert path.lost_updates()["storage"] == branches(path)["NO_STORAGE"] > 0
-        assert totals_of(path, here.client.id).keys() >= results["udp"].side("client").keys()
+        taken = branches(path)
+        assert path.lost_updates()["sockets_full"] == taken["SOCKETS_FULL"] > 0
+        assert taken["WRITE_THROUGH"] == taken["SOCKETS_FULL"] + taken["CLAIM_LOST"]
+        assert totals_of(path, generator.client.id).keys() >= results["udp"].side("client").keys()
+
+
+def test_without_storage(root: CgroupRoot, generator: Generator) -> None:
+    """Whatever the kernel refuses to hang on a socket, it is counted."""
+    here = Generator(generator.binary, generator.client, generator.server)
+    with sysctl_set("net.core.optmem_max", "100"), attached(root) as path:
+        here.run_together({"tcp": 1400, "udp": 1000, "flood": 1000})
+        assert final_difference(path, root) == NOTHING
+        assert set(path.lost_updates().values()) == {0}
 
 
 def test_totals_full(root: CgroupRoot, generator: Generator) -> None:
@@ -163,11 +174,7 @@ def test_bracket_under_load(root: CgroupRoot, generator: Generator) -> None:
         running = [pool.submit(repeat, scenario) for scenario in ("tcp", "killed", "flood")]
         rounds = 0
         while time.monotonic() < end:
-            before = control(path, root)
-            path.grace_period()
-            flush(path)
-            totals = all_totals(path)
-            after = control(path, root)
+            before, totals, after = bracket(path, root)
             assert all(map(int.__le__, before, totals)), f"lost: {minus(totals, before)}"
             assert all(map(int.__le__, totals, after)), f"counted twice: {minus(totals, after)}"
             rounds += 1
@@ -206,7 +213,7 @@ def test_packet_filter_agrees(
     sides = {"client": generator.client, "server": generator.server}
     truth = PacketFilter(netns, Cgroup(root.path), sides, ipv6_synack=ipv6_synack)
     with attached(root) as path:
-        with flushing(path, period):
+        with flushing(path, period), single_cpu():
             result = generator.run(scenario, scaled(EVERYTHING[scenario]))
         flush(path)
         for side, cgroup in sides.items():
@@ -285,26 +292,16 @@ def test_generator_agrees_over_veth(root: CgroupRoot, generator: Generator, scen
 PENDING_FULL = (1 << 4) | (1 << (28 + 16))
 
 
-def test_every_branch(
-    root: CgroupRoot, netns: Netns, generator: Generator, branch_build: Callable[[str], bytes]
-) -> None:
-    image = branch_build(f"-DPENDING_FULL={PENDING_FULL}ULL")
-    here = Generator(generator.binary, generator.client, generator.server)
-    with generator.start("steady", scaled(1000)) as steady:
-        steady.wait_ready()
-        with attached(root, image, cgroups=1) as path:
-            generator.run_together(EVERYTHING)
-            for _ in range(20):  # the race is rare where CPUs are slow or shared
-                if branches(path)["SECOND_LOOK"]:
-                    break
-                generator.run("flood", scaled(EVERYTHING["flood"]))
+def test_every_branch(root: CgroupRoot, netns: Netns, generator: Generator, tmp_path: Path) -> None:
+    image = build(tmp_path, RESTLESS, defines=f"-DBRANCH_COUNTERS -DPENDING_FULL={PENDING_FULL}ULL")
+    with attached(root, image, cgroups=1, sockets=64) as path:
+        with flushing(path, 0, flushes=1):
             send_superpackets(netns)
-            with netns.entered(), generator.server.joined():
-                reset_unused()
-            with sysctl_set("net.core.optmem_max", "100"):
-                here.run("udp", 50)
-            steady.result()
-            assert final_difference(path, root) == NOTHING
-            taken = branches(path)
+            for _ in range(20):  # races are rare, also in slow motion
+                generator.run_together({"tcp": 700, "udp": 500, "flood": 500})
+                taken = branches(path)
+                if all(taken.values()):
+                    break
+        assert final_difference(path, root) == NOTHING
     print(taken)
     assert not [name for name, count in taken.items() if count == 0]

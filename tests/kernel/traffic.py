@@ -1,9 +1,7 @@
 """The traffic generator from Python; its scenarios are described in generator/traffic.c."""
 
-import ctypes
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +12,6 @@ from pathlib import Path
 from tests.kernel.machine import Cgroup, Netns, run
 
 from sockledger.kernel.datapath import Traffic
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 SOURCE = Path(__file__).with_name("generator") / "traffic.c"
 SCALE = int(os.environ.get("SOCKLEDGER_TEST_SCALE", "1"))
@@ -36,18 +32,6 @@ def compile_generator(folder: Path) -> Path:
         *(str(SOURCE), "-o", str(binary)),
     )
     return binary
-
-
-def reset_unused() -> None:
-    """Disconnect an accepted socket that has counted nothing: its first packet, the reset, comes late."""
-    unspecific = bytes(16)  # AF_UNSPEC
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        socket.create_connection(listening.getsockname()),
-        listening.accept()[0] as accepted,
-    ):
-        if _libc.connect(accepted.fileno(), unspecific, len(unspecific)):
-            raise OSError(ctypes.get_errno(), "connect to AF_UNSPEC")
 
 
 @dataclass(frozen=True)

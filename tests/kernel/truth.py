@@ -1,11 +1,14 @@
 """Counts that owe nothing to our programs: the kernel's packet filter, and the counters of an interface."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.kernel.foreign import ALLOW_MULTI, DROP, EGRESS, foreign_program
 from tests.kernel.ledger import NOTHING
@@ -14,6 +17,8 @@ from tests.kernel.traffic import Result
 
 from sockledger.kernel.datapath import Traffic
 
+CLOSED_PORT = 1  # the generator's, for connections to be refused
+
 # The handshake's third ACK: an IP header, and a TCP header with the timestamp option.
 THIRD_ACK = {"ipv4": 20 + 32, "ipv6": 40 + 32}
 
@@ -21,6 +26,12 @@ THIRD_ACK = {"ipv4": 20 + 32, "ipv6": 40 + 32}
 # A reset that answers a segment (it has no options, unlike one that a socket sends by itself) is sent
 # through a socket of the kernel's; for IPv6 the programs do not run then, though it bears the other socket.
 _IPV6_REPLY = "meta nfproto ipv6 tcp flags & rst == rst tcp doff 5 accept"
+
+
+def _syns(family: str) -> str:
+    """Return the rule for SYNs that find a listener."""
+    match = f"meta nfproto {family} tcp flags & (syn | ack) == syn tcp dport != {CLOSED_PORT}"
+    return f"{match} counter name server_tcp_{family}_receive accept"
 
 
 _LISTEN = """
@@ -84,15 +95,17 @@ class SynAcks:
 class PacketFilter:
     """nftables counters of each cgroup's TCP and UDP, by protocol and family.
 
-    Its socket expression knows full sockets only, as the programs do. But the programs also see two packets
-    of a handshake that belong to no full socket yet, as the listener's: the SYN-ACK that goes out, which has
-    a rule of its own here, and the third ACK that comes in, of which each connection has exactly one.
+    Its socket expression knows full sockets only, as the programs do. But the programs also see packets of
+    a handshake as the listener's for which it may find none: the SYN that comes in where a connection has
+    just ended (TIME_WAIT) and the SYN-ACK that goes out, which have rules of their own here, and the third
+    ACK that comes in, of which each connection has exactly one. Traffic must be made on a single CPU:
+    another may end a socket between the filter's look and the programs'.
     """
 
     def __init__(self, netns: Netns, root: Cgroup, sides: dict[str, Cgroup], *, ipv6_synack: bool) -> None:
         """Count from now on. *ipv6_synack*: whether programs run for it."""
         self._netns = netns
-        rules = {"input": [], "output": [_IPV6_REPLY]}
+        rules = {"input": [_syns(family) for family in ("ipv4", "ipv6")], "output": [_IPV6_REPLY]}
         counters = []
         for chain, direction in (("input", "receive"), ("output", "transmit")):
             for protocol in ("tcp", "udp"):
@@ -140,6 +153,17 @@ class PacketFilter:
                 acks = result.events[f"connections_{family}"]
                 found["tcp", family] = found["tcp", family].plus(Traffic(acks * size, acks, 0, 0))
         return {key: traffic for key, traffic in found.items() if any(traffic)}
+
+
+@contextmanager
+def single_cpu() -> Iterator[None]:
+    """Have this thread, and what it starts, on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 ETHERNET_HEADER = 14

@@ -13,6 +13,7 @@ from sockledger.config import Attach, Config, ConfigError, Flush, Limits, load
 INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
 METERS = "absolute globs of cgroup paths, such as /system.slice/*.service"
 CGROUPS = "a whole number from 1 to 1000000"
+SOCKETS = "a whole number from 1 to 10000000"
 SECTIONS = "attach, flush, limits"
 ROOT = f"the keys {SECTIONS}"
 
@@ -34,9 +35,7 @@ def errors_of(path: Path, text: str) -> list[str]:
 
 
 def test_defaults() -> None:
-    assert load(None) == Config(
-        Attach(meters=(), socket_hooks="auto"), Flush(interval=10.0), Limits(cgroups=16384)
-    )
+    assert load(None) == Config(Attach(meters=()), Flush(interval=10.0), Limits(cgroups=16384, sockets=65536))
 
 
 @pytest.mark.parametrize(
@@ -51,23 +50,22 @@ def test_all_keys(scratch: Path) -> None:
     text = """\
 attach:
   meters: [/a.slice/*, "/b [1]/?"]
-  socket_hooks: false
 flush: {interval: 1m30s}
-limits: {cgroups: 7}
+limits: {cgroups: 7, sockets: 8}
 """
     assert load_text(scratch, text) == Config(
-        Attach(meters=("/a.slice/*", "/b [1]/?"), socket_hooks=False), Flush(interval=90.0), Limits(cgroups=7)
+        Attach(meters=("/a.slice/*", "/b [1]/?")), Flush(interval=90.0), Limits(cgroups=7, sockets=8)
     )
-
-
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
-def test_socket_hooks(scratch: Path, text: str, value: object) -> None:
-    assert load_text(scratch, f"attach: {{socket_hooks: {text}}}").attach.socket_hooks is value
 
 
 @pytest.mark.parametrize("number", [1, 1_000_000])
 def test_bounds_of_cgroups(scratch: Path, number: int) -> None:
     assert load_text(scratch, f"limits: {{cgroups: {number}}}").limits.cgroups == number
+
+
+@pytest.mark.parametrize("number", [1, 10_000_000])
+def test_bounds_of_sockets(scratch: Path, number: int) -> None:
+    assert load_text(scratch, f"limits: {{sockets: {number}}}").limits.sockets == number
 
 
 @pytest.mark.parametrize(
@@ -229,20 +227,37 @@ RULES = {
         "1: limits.cgroups: 5 is not a whole number",
         CGROUPS,
     ),
-    "socket_hooks is a string": (
-        "attach: {socket_hooks: 'true'}",
-        '1: attach.socket_hooks: "true" is neither auto nor a boolean',
-        "auto, true, false",
+    "sockets is null": (
+        "limits:\n  cgroups: 5\n  sockets:",
+        "3: limits.sockets: an empty value is not a whole number",
+        SOCKETS,
     ),
-    "socket_hooks is a number": (
-        "attach: {socket_hooks: 1}",
-        "1: attach.socket_hooks: 1 is neither auto nor a boolean",
-        "auto, true, false",
+    "sockets is a string": (
+        "limits: {sockets: '5'}",
+        '1: limits.sockets: "5" is not a whole number',
+        SOCKETS,
     ),
-    "socket_hooks falsely tagged": (
-        "attach: {socket_hooks: !!bool maybe}",
-        "1: attach.socket_hooks: maybe is neither auto nor a boolean",
-        "auto, true, false",
+    "sockets with a unit": (
+        "limits: {sockets: 128k}",
+        '1: limits.sockets: "128k" is not a whole number',
+        SOCKETS,
+    ),
+    "sockets with underscores": (
+        "limits: {sockets: 65_536}",
+        "1: limits.sockets: 65_536 is not a whole number",
+        SOCKETS,
+    ),
+    "sockets is zero": ("limits: {sockets: 0}", "1: limits.sockets: 0 is out of range", SOCKETS),
+    "sockets is negative": ("limits: {sockets: -1}", "1: limits.sockets: -1 is out of range", SOCKETS),
+    "sockets too great": (
+        "limits: {sockets: 10000001}",
+        "1: limits.sockets: 10000001 is out of range",
+        SOCKETS,
+    ),
+    "sockets absurdly great": (
+        f"limits: {{sockets: {'9' * 5000}}}",
+        f"1: limits.sockets: {'9' * 60}... is out of range",
+        SOCKETS,
     ),
     "recursive alias": (
         "&a flush: &b {interval: *b}",
@@ -258,12 +273,15 @@ def test_rule(scratch: Path, text: str, wrong: str, allowed: str) -> None:
 
 
 def test_all_errors_are_told_by_line(scratch: Path) -> None:
-    assert errors_of(scratch, "flush: &f\n  interval: 1\n  a: 1\nlimits: {cgroups: x}\nattach: *f") == [
+    assert errors_of(
+        scratch, "flush: &f\n  interval: 1\n  a: 1\nlimits: {cgroups: x,\n  sockets: 0}\nattach: *f"
+    ) == [
         f"2: flush.interval: 1 is not a duration; allowed: {INTERVALS}",
-        "2: attach.interval: unknown key; allowed: meters, socket_hooks",
+        "2: attach.interval: unknown key; allowed: meters",
         "3: flush.a: unknown key; allowed: interval",
-        "3: attach.a: unknown key; allowed: meters, socket_hooks",
+        "3: attach.a: unknown key; allowed: meters",
         f'4: limits.cgroups: "x" is not a whole number; allowed: {CGROUPS}',
+        f"5: limits.sockets: 0 is out of range; allowed: {SOCKETS}",
     ]
 
 
@@ -353,7 +371,7 @@ def test_odd_file_name_stays_on_one_line(tmp_path: Path) -> None:
 
 
 YAML_WORDS = [
-    *("attach", "flush", "limits", "meters", "socket_hooks", "interval", "cgroups", "a", "/a", "/.."),
+    *("attach", "flush", "limits", "meters", "interval", "cgroups", "sockets", "a", "/a", "/.."),
     *("0", "1", "10s", "null", "true", "auto", "---", "...", "<<", "&a", "*a", "\\U", "\\x", "%YAML"),
     *("!!int", "!!bool", "!!null", "!!map", *":,[]{}-?&*!|>%@`'\"#\\~="),
 ]

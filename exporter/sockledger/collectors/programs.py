@@ -39,28 +39,25 @@ RECURSION_MISSES = Metric(
 MAP_ENTRIES = Metric(
     "sockledger_map_entries",
     MetricType.GAUGE,
-    "Entries in use at the last flush: totals, and sockets with storage.",
+    "Entries in use at the last flush: totals, and seats of sockets.",
     ("map",),
     "2",
 )
 MAP_MAX_ENTRIES = Metric(
     "sockledger_map_max_entries",
     MetricType.GAUGE,
-    "Entries that fit; totals beyond are counted under cgroup other.",
+    "Entries that fit; sockets beyond are counted more slowly, totals beyond under cgroup other.",
     ("map",),
-    "1",
+    "2",
 )
 KERNEL_MEMORY = Metric(
     "sockledger_kernel_memory_bytes",
     MetricType.GAUGE,
-    "Kernel memory of a map (memlock in its fdinfo), and of the sockets' storage.",
+    "Kernel memory of a map (memlock in its fdinfo).",
     ("map",),
     "maps",
 )
 METRICS = (ATTACHED, RUN_SECONDS, RUNS, RECURSION_MISSES, MAP_ENTRIES, MAP_MAX_ENTRIES, KERNEL_MEMORY)
-
-# A socket's element of 128 bytes, and the kernel's own record of 192 that each socket with storage has.
-SOCKET_STORAGE_BYTES = 320
 
 
 class ProgramsCollector:
@@ -84,16 +81,13 @@ class ProgramsCollector:
             yield Family(RUN_SECONDS, [(series, figures.run_seconds) for series, figures in stats])
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
         yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])
+        entries = {"totals": books.totals_entries, "sockets": books.sockets}
+        yield Family(MAP_ENTRIES, [(self._maps[name], used) for name, used in entries.items()])
         yield Family(
-            MAP_ENTRIES,
-            [(self._maps["totals"], books.totals_entries), (self._maps["sockets"], books.sockets)],
+            MAP_MAX_ENTRIES, [(self._maps[name], datapath.maps[name].max_entries) for name in entries]
         )
-        yield Family(MAP_MAX_ENTRIES, [(self._maps["totals"], datapath.maps["totals"].max_entries)])
         yield Family(KERNEL_MEMORY, [(series, self._memory(name)) for name, series in self._maps.items()])
 
     def _memory(self, name: str) -> int:
         fdinfo = Path(f"/proc/self/fdinfo/{self._ledger.datapath.maps[name].fd}").read_text()
-        memory = next(int(line.split()[1]) for line in fdinfo.splitlines() if line.startswith("memlock:"))
-        if name == "sockets":
-            memory += self._ledger.books.sockets * SOCKET_STORAGE_BYTES
-        return memory
+        return next(int(line.split()[1]) for line in fdinfo.splitlines() if line.startswith("memlock:"))

@@ -24,7 +24,7 @@ def hot_paths(cgroup_id: int) -> list[int]:
             unused.leave_out()
         try:
             lister.load()
-            link = lister.programs["sl_attachments"].attach_iterator()
+            link = lister.programs["sl_attachments"].attach()
         except (LoadError, OSError) as error:
             raise UserError(f"the kernel refuses to list BPF links: {error}: see sockledger doctor") from None
         try:

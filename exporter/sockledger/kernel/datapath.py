@@ -1,7 +1,6 @@
 """The kernel half in use: its object, what it is attached to and in which order, and its maps' contents."""
 
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -75,12 +74,10 @@ def open_object(image: bytes | None = None) -> Object:
 class DataPath:
     """The BPF programs and maps of one daemon. Until `attach` nothing runs; `close` leaves nothing behind."""
 
-    def __init__(
-        self, root: CgroupRoot, *, cgroups: int, socket_hooks: bool, image: bytes | None = None
-    ) -> None:
-        """Load the object. *cgroups* limits the totals; UserError if the kernel refuses to load it.
+    def __init__(self, root: CgroupRoot, *, cgroups: int, sockets: int, image: bytes | None = None) -> None:
+        """Load the object. *cgroups* limits the totals, *sockets* how many have a seat of their own.
 
-        *socket_hooks* False leaves out cgroup/sock_create and sock_release: UDP is then written through.
+        UserError if the kernel refuses to load it.
         """
         self._root = root
         self._object = open_object(image)
@@ -89,14 +86,11 @@ class DataPath:
         self.links: dict[str, Link] = {}
         self._meters: dict[int, tuple[Link, Link]] = {}
 
-        self._socket_hooks = ("sl_released", "sl_udp_created", "sl_adopt") if socket_hooks else ()
-        for name in self._socket_hooks:
-            self.programs[name].set_autoload(True)
+        self.maps["sockets"].max_entries = sockets
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
         try:
             self._object.load()
-            self._flush = self.programs["sl_flush"].attach_iterator(over=self.maps["sockets"])
-        except (LoadError, OSError) as error:
+        except LoadError as error:
             raise UserError(f"the kernel refuses the BPF programs: {error}: see sockledger doctor") from None
         key, value = self.maps["totals"].key, self.maps["totals"].value
         _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
@@ -107,46 +101,16 @@ class DataPath:
             {number: name.lower() for number, name in key.field("family").names.items()},
         )
 
-    @property
-    def features(self) -> dict[str, bool]:
-        """Optional parts, and whether they are in use."""
-        return {"socket_hooks": bool(self._socket_hooks)}
-
     def attach(self) -> None:
-        """Attach in the one order that loses nothing: the ends first, then the hot path, adoption last.
-
-        UserError if the cgroup refuses; then nothing stays attached.
-        """
+        """Attach the hot path. UserError if the cgroup refuses; then nothing stays attached."""
         try:
-            if self._socket_hooks:
-                self._attach_root("sl_released")
-                self._attach_root("sl_udp_created")
-            else:
-                self.links["sl_tcp_destroyed"] = self.programs["sl_tcp_destroyed"].attach()
-            self._attach_root(HOT_PATH)
-            self._attach_root("sl_transmit")
-            self._adopt()
-        except OSError as error:
-            self._detach()
-            raise UserError(f"attaching failed: {error.strerror}") from None
+            for name in (HOT_PATH, "sl_transmit"):
+                self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
         except UserError:
             self._detach()
             raise
 
-    def _attach_root(self, name: str) -> None:
-        self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
-
-    def _adopt(self) -> None:
-        if "sl_adopt" not in self._socket_hooks:
-            return
-        link = self.programs["sl_adopt"].attach_iterator()
-        try:
-            link.run_iterator()
-        finally:
-            link.destroy()
-
     def _detach(self) -> None:
-        """Take everything off, in the reverse order."""
         for cgroup_id in list(self._meters):
             self.remove_meter(cgroup_id)
         while self.links:
@@ -155,7 +119,6 @@ class DataPath:
     def close(self) -> None:
         """Detach everything and free the maps."""
         self._detach()
-        self._flush.destroy()
         self._object.close()
 
     # ---- meters
@@ -177,18 +140,19 @@ class DataPath:
 
     # ---- the flush's steps
 
-    def flush_sockets(self) -> None:
-        """Drain every socket's pending counts into the totals."""
-        self._flush.run_iterator()
+    def flush_sockets(self) -> int:
+        """Drain every socket's pending counts into the totals; return how many seats are taken."""
+        return self.programs["sl_flush"].run()
+
+    def recycle_seats(self) -> None:
+        """Take seats back from sockets that were idle at the last flush, in a grace period."""
+        self.grace_period()  # whoever still found a seat that was retired the last time has left it
+        self.programs["sl_recycle"].run()
 
     def grace_period(self) -> None:
         """Return when every program that runs now has ended (an RCU grace period)."""
         inner = struct.pack("=I", self.maps["grace_inner"].fd)
         self.maps["grace_period"].update(bytes(4), inner)
-
-    def sockets_visited(self) -> int:
-        """Return how many sockets all flushes together have visited."""
-        return int.from_bytes(self.maps["visited"].lookup_index(0), sys.byteorder)
 
     # ---- the maps' contents
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from sockledger.config import Config
 from sockledger.errors import UserError
 from sockledger.kernel import libbpf
 from sockledger.kernel.attachments import hot_paths
@@ -18,13 +16,10 @@ from sockledger.kernel.features import (
     BTF,
     CAP_SYS_ADMIN,
     CAPABILITIES,
-    CILIUM_PINS,
     NO_BTF,
     counts_runs,
     effective_capabilities,
     lists_links,
-    sees_all_tasks,
-    want_socket_hooks,
 )
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
 from sockledger.kernel.lock import Lock
@@ -45,7 +40,7 @@ class Finding:
         return f"{mark}  {self.subject}: {self.detail}"
 
 
-def examine(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
+def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
     """Yield what is found. Nothing stays loaded or attached."""
     yield Finding("kernel", ok=True, detail=f"{platform.release()} {platform.machine()}")
     yield from _capabilities()
@@ -72,8 +67,6 @@ def examine(configuration: Config, cgroupfs: Path | None, bpffs: Path) -> Iterat
     if root is not None:
         yield _attachment(root)
         yield _other_daemons(root)
-    yield _socket_hooks(configuration.attach.socket_hooks)
-    yield _adoption()
     yield _run_statistics()
 
 
@@ -161,30 +154,6 @@ def _other_daemons(root: CgroupRoot) -> Finding:
         f"one is attached to {root.path}: another would wait" if hot_paths(root.id) else "none is attached"
     )
     return Finding("other daemons", ok=True, detail=detail)
-
-
-def _socket_hooks(setting: bool | Literal["auto"]) -> Finding:  # noqa: FBT001 - a setting, not a switch
-    try:
-        wanted = want_socket_hooks(setting)
-    except UserError as error:
-        return Finding("socket hooks", ok=False, detail=str(error))
-    if wanted:
-        return Finding("socket hooks", ok=True, detail="UDP is counted on the fast path")
-    why = f"{CILIUM_PINS} exists" if setting == "auto" else "attach.socket_hooks is false"
-    return Finding(
-        "socket hooks", ok=False, detail=f"{why}: UDP is written through, exact but slower", needed=False
-    )
-
-
-def _adoption() -> Finding:
-    if sees_all_tasks():
-        return Finding("adoption", ok=True, detail="UDP sockets older than the daemon join the fast path")
-    return Finding(
-        "adoption",
-        ok=False,
-        detail="not in the initial pid namespace (a pod wants hostPID): older UDP sockets stay slow",
-        needed=False,
-    )
 
 
 def _run_statistics() -> Finding:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from sockledger.errors import UserError
 
@@ -11,9 +10,6 @@ STATUS = Path("/proc/self/status")
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 BTF = Path("/sys/kernel/btf/vmlinux")
 NO_BTF = f"{BTF} is missing: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
-CILIUM_PINS = Path("/sys/fs/bpf/cilium")
-PID_NAMESPACE = Path("/proc/self/ns/pid")
-PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ class Capability:
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 CAPABILITIES = (
     Capability(CAP_BPF, "CAP_BPF", "make maps and load programs", needed=True),
-    Capability(CAP_PERFMON, "CAP_PERFMON", "load the tp_btf and iterator programs", needed=True),
+    Capability(CAP_PERFMON, "CAP_PERFMON", "load programs that read the kernel's own types", needed=True),
     Capability(12, "CAP_NET_ADMIN", "load and attach the cgroup programs", needed=True),
     Capability(2, "CAP_DAC_READ_SEARCH", "name cgroups by handle, not by walking all of them", needed=False),
     Capability(CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mount bpffs where it is not", needed=False),
@@ -60,23 +56,6 @@ def require() -> None:
         raise UserError(NO_BTF)
 
 
-def want_socket_hooks(setting: bool | Literal["auto"]) -> bool:  # noqa: FBT001 - a setting, not a switch
-    """Whether to attach cgroup/sock_create and sock_release. *setting* is attach.socket_hooks.
-
-    UserError where that cannot be found out.
-    """
-    if setting != "auto":
-        return setting
-    # Cilium's datapath gets stuck beside another cgroup/sock_release link (cilium#43877, #46065)
-    try:
-        return not CILIUM_PINS.exists()
-    except PermissionError:
-        raise UserError(
-            f"{CILIUM_PINS}: permission denied, so whether Cilium runs here is unknown: "
-            "run as root, or set attach.socket_hooks to true or false"
-        ) from None
-
-
 @cache
 def lists_links() -> bool:
     """Whether an iterator can list all BPF links (since Linux 5.19)."""
@@ -86,8 +65,3 @@ def lists_links() -> bool:
 def counts_runs() -> bool:
     """Whether the kernel counts runs of programs and their time (kernel.bpf_stats_enabled)."""
     return BPF_STATS.exists() and BPF_STATS.read_text().strip() == "1"
-
-
-def sees_all_tasks() -> bool:
-    """Whether task iterators see the whole machine: they stop at the opener's pid namespace."""
-    return PID_NAMESPACE.stat().st_ino == PROC_PID_INIT_INO

@@ -9,6 +9,7 @@ import errno
 import logging
 import mmap
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -39,16 +40,10 @@ class _ObjectOpenOpts(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
 
 
-class _IterLinkInfo(ctypes.Structure):
-    """union bpf_iter_link_info, its member map, at the union's full size."""
+class _TestRunOpts(ctypes.Structure):
+    """struct bpf_test_run_opts, up to the last member that is used."""
 
-    _fields_ = (("map_fd", c_uint32), ("rest", c_uint32 * 3))
-
-
-class _IterAttachOpts(ctypes.Structure):
-    """struct bpf_iter_attach_opts."""
-
-    _fields_ = (("sz", c_size_t), ("link_info", POINTER(_IterLinkInfo)), ("link_info_len", c_uint32))
+    _fields_ = (("sz", c_size_t), ("unused", c_void_p * 4), ("sizes", c_uint32 * 4), ("retval", c_uint32))
 
 
 class _ProgInfo(ctypes.Structure):
@@ -92,9 +87,9 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__set_autoload": (c_int, (c_void_p, ctypes.c_bool)),
     "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_prog_test_run_opts": (c_int, (c_int, POINTER(_TestRunOpts))),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
-    "bpf_program__attach_iter": (c_void_p, (c_void_p, POINTER(_IterAttachOpts))),
     "bpf_link__fd": (c_int, (c_void_p,)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
     "bpf_iter_create": (c_int, (c_int,)),
@@ -181,7 +176,7 @@ class LoadError(Exception):
     def __init__(self, error: OSError, log: list[str]) -> None:
         verifier = [line for line in log if not line.startswith(("libbpf: ", "processed ", "-- "))]
         summary = [line for line in log if "failed" in line]
-        cause = (verifier or summary or [""])[-1]
+        cause = verifier[-1] if verifier else summary[0] if summary else ""
         super().__init__(f"{error.strerror} ({cause})")
 
 
@@ -239,6 +234,11 @@ class Program:
         self._pointer = pointer
         self.name = str(_library().bpf_program__name(pointer).decode())
 
+    @property
+    def fd(self) -> int:
+        """The file descriptor, from load on."""
+        return _checked(_library().bpf_program__fd(self._pointer), "bpf_program__fd")
+
     def set_autoload(self, autoload: bool) -> None:  # noqa: FBT001 - libbpf's own signature
         """Choose whether the object's load includes this program."""
         _checked(_library().bpf_program__set_autoload(self._pointer, autoload), "bpf_program__set_autoload")
@@ -255,25 +255,15 @@ class Program:
             )
         )
 
-    def attach_iterator(self, over: "Map | None" = None) -> Link:
-        """Make an iterator, of a map's elements if one is given."""
-        options = None
-        if over is not None:
-            info = _IterLinkInfo(map_fd=over.fd)
-            options = byref(
-                _IterAttachOpts(
-                    sz=ctypes.sizeof(_IterAttachOpts),
-                    link_info=ctypes.pointer(info),
-                    link_info_len=ctypes.sizeof(info),
-                )
-            )
-        return Link(
-            _not_null(_library().bpf_program__attach_iter(self._pointer, options), "bpf_program__attach_iter")
-        )
+    def run(self) -> int:
+        """Run a program of type syscall once, to its end; return what it returns."""
+        options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
+        _checked(_library().bpf_prog_test_run_opts(self.fd, byref(options)), f"running {self.name}")
+        return int(options.retval)
 
     def stats(self) -> ProgramStats:
         """Return the kernel's counts for this program."""
-        info = _info(_checked(_library().bpf_program__fd(self._pointer), "bpf_program__fd"), _ProgInfo())
+        info = _info(self.fd, _ProgInfo())
         return ProgramStats(info.run_time_ns / 1e9, info.run_cnt, info.recursion_misses)
 
 
@@ -418,10 +408,14 @@ class Object:
     def load(self) -> None:
         """Make the maps and load the programs; LoadError if the kernel refuses."""
         _recent_log.clear()
+        # a pending signal ends the verifier's work with EAGAIN, and libbpf tries only a few times
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             _checked(_library().bpf_object__load(self._pointer), "bpf_object__load")
         except OSError as error:
             raise LoadError(error, list(_recent_log)) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         """Free the object and close its descriptors; its links stay."""

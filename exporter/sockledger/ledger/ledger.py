@@ -57,11 +57,10 @@ class Ledger:
         """Drain all sockets, read all totals, and reconcile them with the root's own count."""
         start = time.monotonic()
         self._meters.follow()
-        visited = self.datapath.sockets_visited()
         before = self.datapath.control(self._root.id)
-        self.datapath.grace_period()  # packets that control has seen are in a storage or the totals now
-        self.datapath.flush_sockets()
-        self.datapath.grace_period()  # and drains that began elsewhere have landed
+        self.datapath.grace_period()  # packets that control has seen are in a seat or the totals now
+        sockets = self.datapath.flush_sockets()
+        self.datapath.recycle_seats()  # in a grace period: drains that began elsewhere have landed
         totals = dict(self.datapath.totals())
         overflow = dict(self.datapath.overflow())
         after = self.datapath.control(self._root.id)
@@ -85,7 +84,7 @@ class Ledger:
             attach_points=attach_points,
             lost_updates=lost,
             totals_entries=len(totals),
-            sockets=self.datapath.sockets_visited() - visited,
+            sockets=sockets,
             seconds=self._flushed - start,
         )
 

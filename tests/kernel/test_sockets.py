@@ -1,0 +1,119 @@
+"""The table of sockets: who has a seat, and how it is taken back."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from tests.kernel.ledger import NOTHING, attached, final_difference, totals_of
+from tests.kernel.machine import Cgroup, Netns
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath, Traffic
+
+SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
+FREE, RETIRED = 0, 1 << 63  # bpf/ledger.h
+SOCKETS, SEATS = 100, 4096
+DATAGRAM = {"ipv4": 20 + 8 + 1, "ipv6": 40 + 8 + 1}
+
+
+@contextmanager
+def new_sockets(client: Cgroup, netns: Netns) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack, client.joined(), netns.entered():
+        yield [stack.enter_context(new_socket()) for _ in range(SOCKETS)]
+
+
+def new_socket() -> socket.socket:
+    made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    made.bind(("::", 0))
+    return made
+
+
+def send_one_each(sockets: list[socket.socket]) -> None:
+    for each in sockets:
+        for address in ("::1", "::ffff:127.0.0.1"):
+            each.sendto(b"x", (address, each.getsockname()[1]))
+            assert each.recv(10) == b"x"
+
+
+def cookies(sockets: list[socket.socket]) -> set[int]:
+    return {int.from_bytes(each.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little") for each in sockets}
+
+
+def owners(path: DataPath, cgroup: Cgroup) -> list[int]:
+    """Return the owners of the seats that the cgroup's sockets have or had, in ascending order."""
+    table = path.maps["sockets"]
+    seats = [table.value.unpack(table.lookup_index(index)) for index in range(table.max_entries)]
+    return sorted(seat["owner"] for seat in seats if seat["cgroup_id"] == cgroup.id)
+
+
+def counted(path: DataPath, cgroup: Cgroup) -> dict[tuple[str, str], Traffic]:
+    path.flush_sockets()
+    return totals_of(path, cgroup.id)
+
+
+def rounds(number: int) -> dict[tuple[str, str], Traffic]:
+    """Return the traffic of so many rounds."""
+    packets = number * SOCKETS
+    return {
+        ("udp", family): Traffic(packets * size, packets, packets * size, packets)
+        for family, size in DATAGRAM.items()
+    }
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["younger", "older"])
+def test_a_seat_each(root: CgroupRoot, client: Cgroup, netns: Netns, *, older: bool) -> None:
+    """Whether they are younger or older than the programs, and have sent before, sockets find a seat."""
+    with ExitStack() as stack:
+        if not older:
+            path = stack.enter_context(attached(root, sockets=SEATS))
+        sockets = stack.enter_context(new_sockets(client, netns))
+        if older:
+            send_one_each(sockets)
+            path = stack.enter_context(attached(root, sockets=SEATS))
+        send_one_each(sockets)
+        assert owners(path, client) == sorted(cookies(sockets))
+        assert counted(path, client) == rounds(1)
+
+
+def test_idle_seats_are_taken_back(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
+        seated = sorted(cookies(sockets))
+        send_one_each(sockets)
+        path.flush_sockets()
+        path.recycle_seats()
+        assert owners(path, client) == seated  # they were not idle
+        path.flush_sockets()
+        path.recycle_seats()
+        assert owners(path, client) == [RETIRED] * SOCKETS
+        path.recycle_seats()
+        assert owners(path, client) == [FREE] * SOCKETS
+        send_one_each(sockets)
+        assert owners(path, client) == seated
+        assert counted(path, client) == rounds(2)
+
+
+def test_active_sockets_keep_their_seats(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
+        for number in range(1, 5):
+            send_one_each(sockets)
+            assert counted(path, client) == rounds(number)
+            path.recycle_seats()
+            assert owners(path, client) == sorted(cookies(sockets))
+
+
+def test_sockets_that_end_leave_what_they_counted(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    """No hook sees their end: what they had pending is in the table, not in them."""
+    with attached(root, sockets=SEATS) as path:
+        for number in range(1, 4):
+            with new_sockets(client, netns) as sockets:
+                send_one_each(sockets)
+            assert counted(path, client) == rounds(number)
+        assert final_difference(path, root) == NOTHING
+
+
+def test_one_seat_is_enough(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(root, sockets=1) as path, new_sockets(client, netns) as sockets:
+        send_one_each(sockets)
+        assert counted(path, client) == rounds(1)
+        assert final_difference(path, root) == NOTHING
