@@ -39,15 +39,23 @@ static __always_inline struct totals *totals_of(const struct totals_key *key)
 	return bpf_map_lookup_elem(&overflow, &i);
 }
 
+/*
+ * The first add's result is used, so it is a full barrier: who sees these in the totals sees the packet in
+ * control too, also where the totals are all that it is added to.
+ */
 static __always_inline void add_receive(struct totals *t, __u64 bytes, __u64 packets)
 {
-	__sync_fetch_and_add(&t->receive_bytes, bytes);
+	__u64 before = __sync_fetch_and_add(&t->receive_bytes, bytes);
+
+	asm volatile("" ::"r"(before) : "memory");
 	__sync_fetch_and_add(&t->receive_packets, packets);
 }
 
 static __always_inline void add_transmit(struct totals *t, __u64 bytes, __u64 packets)
 {
-	__sync_fetch_and_add(&t->transmit_bytes, bytes);
+	__u64 before = __sync_fetch_and_add(&t->transmit_bytes, bytes);
+
+	asm volatile("" ::"r"(before) : "memory");
 	__sync_fetch_and_add(&t->transmit_packets, packets);
 }
 

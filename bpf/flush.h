@@ -1,41 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/*
- * The table of sockets as user space has it walked, inside the kernel: flushed, and seats taken back. Only
- * one walk runs at a time.
- */
+/* The flush: user space has the table of sockets walked, inside the kernel. */
 #include "drain.h"
 
 static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_counts *s, __u32 *taken)
 {
-	if (READ_ONCE(s->owner) == FREE)
-		return 0;
-	s->idle = !drain(s);
-	(*taken)++;
-	return 0;
-}
-
-/* Drains every seat; returns how many are taken. */
-SEC("syscall")
-int sl_flush(void *ctx)
-{
-	__u32 taken = 0;
-
-	bpf_for_each_map_elem(&sockets, flush_one, &taken, 0);
-	return taken;
-}
-
-static long recycle_one(struct bpf_map *map, const __u32 *index, struct socket_counts *s, void *unused)
-{
 	__u64 owner = READ_ONCE(s->owner);
 
+	if (owner == FREE || owner == CLAIMING)
+		return 0;
+	(*taken)++;
 	if (owner == RETIRED) {
 		if (drain(s))
 			BRANCH(LATE);
 		BRANCH(FREED);
 		/* a full barrier: the drain has read the key before another owner writes his */
-		owner = __sync_lock_test_and_set(&s->owner, FREE);
-		asm volatile("" ::"r"(owner) : "memory");
-	} else if (owner != FREE && owner != CLAIMING && s->idle) {
+		__sync_lock_test_and_set(&s->owner, FREE);
+	} else if (!drain(s)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);
 	}
@@ -43,12 +23,16 @@ static long recycle_one(struct bpf_map *map, const __u32 *index, struct socket_c
 }
 
 /*
- * Takes seats back from sockets that are idle, ended or not. A packet that found its seat just before may
- * still add to it, so a seat is free only with the next walk: a grace period after this one.
+ * Drains every seat, and takes those back whose sockets have been idle since the last walk, ended or not;
+ * returns how many were taken. A packet that found its seat just before it was retired may still add to it,
+ * so it is free only with the next walk. Between two walks lies a grace period for the packets; walks
+ * themselves are not in one, so only one runs at a time.
  */
 SEC("syscall")
-int sl_recycle(void *ctx)
+int sl_flush(void *ctx)
 {
-	bpf_for_each_map_elem(&sockets, recycle_one, NULL, 0);
-	return 0;
+	__u32 taken = 0;
+
+	bpf_for_each_map_elem(&sockets, flush_one, &taken, 0);
+	return taken;
 }

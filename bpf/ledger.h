@@ -42,11 +42,10 @@ struct socket_counts {
 	__u64 owner;
 	__u64 cgroup_id;
 	enum protocol protocol : 16;
-	__u16 peer;	  /* class of the remote address; 0: not looked up */
-	__u16 tag;	  /* 0: none */
-	__u16 idle;	  /* the last flush found nothing pending */
-	__u32 generation; /* of what tag and peer mean; 0 until something can change them */
-	__u32 reserved;
+	__u16 peer; /* class of the remote address; 0: not looked up */
+	__u16 tag;  /* 0: none */
+	__u16 reserved;
+	__u64 generation; /* of what tag and peer mean; 0 until something can change them */
 	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
 };
 

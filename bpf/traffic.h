@@ -86,15 +86,20 @@ static __always_inline void add_pending(struct socket_counts *s, struct __sk_buf
 	__u64 before =
 		__sync_fetch_and_add(&s->pending[family_of(skb)][direction], PENDING(skb->len, segments));
 
-	BRANCH(FAST);
 	if (before & PENDING_FULL) {
 		BRANCH(PENDING_FULL);
 		drain(s);
 	}
 }
 
-static __always_inline enum protocol protocol_of(struct bpf_sock *sk)
+static __always_inline enum protocol protocol_of(struct __sk_buff *skb)
 {
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return OTHER; /* not seen so far: these programs run for full sockets only */
 	switch (sk->protocol) {
 	case IPPROTO_TCP:
 		return TCP;
@@ -135,33 +140,27 @@ static __always_inline struct socket_counts *seat(__u32 home, int way)
 }
 
 /*
- * Take a seat that is free. Its key is written before anybody finds it by its owner, and the exchange is a
- * full barrier. Two CPUs may each take one for the same socket: the one further on will be idle.
+ * Take a seat that is free. Its key is written before anybody finds it by its owner: the exchange is a full
+ * barrier. Two CPUs may each take one for the same socket; both count, and the one further on will be idle.
  */
-static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct __sk_buff *skb,
-				  enum protocol protocol)
+static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct __sk_buff *skb)
 {
-	__u64 before = __sync_val_compare_and_swap(&s->owner, FREE, CLAIMING);
-
-	if (before != FREE) {
+	if (__sync_val_compare_and_swap(&s->owner, FREE, CLAIMING) != FREE) {
 		BRANCH(CLAIM_LOST);
 		return false;
 	}
 	BRANCH(CLAIMED);
 	s->cgroup_id = bpf_skb_cgroup_id(skb);
-	s->protocol = protocol;
+	s->protocol = protocol_of(skb);
 	s->peer = 0;
 	s->tag = 0;
-	s->idle = 0;
 	s->generation = 0;
-	before = __sync_lock_test_and_set(&s->owner, cookie);
-	asm volatile("" ::"r"(before) : "memory");
+	__sync_lock_test_and_set(&s->owner, cookie);
 	return true;
 }
 
 /* The socket's seat, or a new one; NULL if there is none for it now. */
-static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_buff *skb,
-						     enum protocol protocol)
+static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_buff *skb)
 {
 	__u32 home = home_of(cookie);
 	struct socket_counts *s;
@@ -184,7 +183,7 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 	}
 	if (vacant < WAYS) {
 		s = seat(home, vacant);
-		return s && claim(s, cookie, skb, protocol) ? s : NULL;
+		return s && claim(s, cookie, skb) ? s : NULL;
 	}
 	BRANCH(SOCKETS_FULL);
 	l = lost_updates();
@@ -193,15 +192,14 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 	return NULL;
 }
 
-static __always_inline void write_through(struct __sk_buff *skb, enum protocol protocol, __u32 segments,
-					  enum direction direction)
+static __always_inline void write_through(struct __sk_buff *skb, __u32 segments, enum direction direction)
 {
 	struct totals_key key = {};
 	struct totals *t;
 
 	BRANCH(WRITE_THROUGH);
 	key.cgroup_id = bpf_skb_cgroup_id(skb);
-	key.protocol = protocol;
+	key.protocol = protocol_of(skb);
 	key.family = family_of(skb);
 	t = totals_of(&key);
 	if (!t)
@@ -216,20 +214,13 @@ static __always_inline void write_through(struct __sk_buff *skb, enum protocol p
 static __noinline int count_slowly(struct __sk_buff *skb, __u64 cookie, __u32 segments,
 				   enum direction direction)
 {
-	struct bpf_sock *sk = skb->sk;
-	enum protocol protocol = OTHER;
-	struct socket_counts *s = NULL;
+	/* without a cookie: not seen so far, these programs run for sockets only */
+	struct socket_counts *s = cookie ? seat_of(cookie, skb) : NULL;
 
-	if (sk)
-		sk = bpf_sk_fullsock(sk);
-	if (sk)
-		protocol = protocol_of(sk);
-	if (cookie) /* not seen so far: these programs run for sockets only */
-		s = seat_of(cookie, skb, protocol);
 	if (s)
 		add_pending(s, skb, segments, direction);
 	else
-		write_through(skb, protocol, segments, direction);
+		write_through(skb, segments, direction);
 	return 0;
 }
 
@@ -244,10 +235,12 @@ static __always_inline void count_packet(struct __sk_buff *skb, enum direction d
 	struct socket_counts *s = bpf_map_lookup_elem(&sockets, &home);
 
 	count_control(skb, segments, direction);
-	if (cookie && s && READ_ONCE(s->owner) == cookie)
+	if (cookie && s && READ_ONCE(s->owner) == cookie) {
+		BRANCH(FAST);
 		add_pending(s, skb, segments, direction);
-	else
+	} else {
 		count_slowly(skb, cookie, segments, direction);
+	}
 }
 
 SEC("cgroup_skb/ingress")

@@ -32,7 +32,7 @@ from sockledger.kernel.libbpf import Object, Program
 ROUNDS = 9
 MESSAGES = 15_000  # a round and contender
 CGROUPS = 50
-PAIRS = (500, 50, 1)  # of sockets: their storages miss the caches, fit the nearer ones, stay in the nearest
+PAIRS = (500, 50, 1)  # of sockets: their seats miss the caches, fit the nearer ones, stay in the nearest
 
 FLOOR = "empty program (its whole run)"
 OURS = "sockledger"
@@ -147,7 +147,6 @@ def run() -> None:
         rivals = stack.enter_context(closing(Object(compiled(BENCH / "rivals.bpf.c"), "bench")))
         rivals.load()
         ours = stack.enter_context(closing(DataPath(root, cgroups=1024, sockets=Limits().sockets)))
-        ours.attach()
         contenders = [
             Contender(name, (programs[f"{prefix}receive"], programs[f"{prefix}transmit"]))
             for name, programs, prefix in (
@@ -158,10 +157,6 @@ def run() -> None:
                 (FLOW, rivals.programs, "flow_"),
             )
         ]
-        for name in ("sl_transmit", "sl_receive"):
-            ours.links.pop(
-                name
-            ).destroy()  # what stays attached are the hooks of the sockets' beginnings and ends
         for pairs in PAIRS:
             for protocol, make in PAIR_MAKERS.items():
                 spread = f"{2 * pairs} sockets in {min(CGROUPS, 2 * pairs)} cgroups"
@@ -172,7 +167,7 @@ def run() -> None:
 
 def _measure(title: str, contenders: list[Contender], cgroup_fd: int, traffic: Callable[[], None]) -> None:
     found: dict[str, list[Directions]] = {contender.name: [] for contender in contenders}
-    for contender in contenders:  # after that every socket has its storage, every map its entries
+    for contender in contenders:  # after that every socket has its seat, every map its entries
         contender.nanoseconds(cgroup_fd, traffic)
     for number in range(ROUNDS):
         first = number % len(contenders)

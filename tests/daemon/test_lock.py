@@ -14,6 +14,7 @@ from tests.kernel.ledger import attached
 from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import eventually
 
+from sockledger.daemon import ATTACHMENTS_POLL_SECONDS
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.lock import Lock
 
@@ -132,7 +133,7 @@ def test_another_bpffs(place: Surroundings, other_bpffs: str) -> None:
     programs = place.attached()
     second = waiting(place, other_bpffs)
     assert second.lines(WAITING, f"cgroup={place.cgroup.path}") == 1
-    time.sleep(1.5)  # it looks again each second
+    time.sleep(1.5 * ATTACHMENTS_POLL_SECONDS)
     assert second.status("/-/healthy") == 0
     assert place.attached() == programs
     assert first.stop() == 0
@@ -174,7 +175,7 @@ def test_reload_is_no_end(place: Surroundings, other_bpffs: str) -> None:
     for reloads in range(1, 6):
         first.send(signal.SIGHUP)
         eventually(partial(_starts, [first], reloads + 1), "counting anew")
-        time.sleep(1.1 + reloads / 10)  # so that a look, one each second, falls between two reloads
+        time.sleep(ATTACHMENTS_POLL_SECONDS * (1.1 + reloads / 10))  # a look falls between two reloads
     assert second.process.poll() is None
     assert second.lines("msg=counting") == 0
     first.stop()

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
-from itertools import count
 
 from tests.kernel.objects import BPF
 
@@ -37,20 +36,19 @@ def attached(
 
 
 @contextmanager
-def flushing(path: DataPath, period: float | None, *, flushes: int = 10) -> Iterator[None]:
-    """Flush all the while, *period* seconds apart; None: never. Recycle after so many *flushes*.
+def flushing(path: DataPath, period: float | None, *, grace: bool = True) -> Iterator[None]:
+    """Flush all the while, *period* seconds apart; None: never.
 
-    Recycling waits for a grace period, many times as long as a flush.
+    Without *grace*, and so oftener than the kernel's grace periods allow: only for builds that never retire.
     """
     stop = threading.Event()
 
     def loop() -> None:
-        for number in count():
-            if stop.wait(period):
-                return
-            path.flush_sockets()
-            if number % flushes == 0:
-                path.recycle_seats()
+        while not stop.wait(period):
+            if grace:
+                path.flush_sockets()
+            else:
+                path.programs["sl_flush"].run()
 
     thread = threading.Thread(target=loop)
     if period is not None:
@@ -66,7 +64,7 @@ def flushing(path: DataPath, period: float | None, *, flushes: int = 10) -> Iter
 def flush(path: DataPath) -> None:
     """Flush, and wait for drains that began elsewhere."""
     path.flush_sockets()
-    path.recycle_seats()
+    path.grace_period()
 
 
 def all_totals(path: DataPath) -> Traffic:
@@ -79,14 +77,6 @@ def control(path: DataPath, root: CgroupRoot) -> Traffic:
     found = path.control(root.id)
     assert found is not None
     return found
-
-
-def bracket(path: DataPath, root: CgroupRoot) -> tuple[Traffic, Traffic, Traffic]:
-    """Flush, and return control before it, the totals, and control after it: in ascending order, if exact."""
-    before = control(path, root)
-    path.grace_period()
-    flush(path)
-    return before, all_totals(path), control(path, root)
 
 
 def minus(left: Traffic, right: Traffic) -> Traffic:

@@ -21,23 +21,25 @@ class Change:
 # About a millisecond.
 PAUSE = "bpf_loop(20000, tick, NULL, 0);\n"
 _TICK = "static long tick(__u32 number, void *unused)\n{\n	return bpf_ktime_get_ns() == 0;\n}\n\n"
-_LOOK = "cookie && s && READ_ONCE(s->owner) == cookie"
+_LOOK = "if (cookie && s && READ_ONCE(s->owner) == cookie) {\n"
 _CLAIM = "	if (vacant < WAYS) {\n"
 _SOMETIMES = "bpf_get_prandom_u32() % 32 == 0"
 
 # Packets stop between their look at a seat and their add to it or claim, so that the table changes meanwhile.
 SLOW_MOTION = (
     Change("ledger.h", "/* Accesses that", f"{_TICK}/* Accesses that"),
-    Change(
-        "traffic.h",
-        f"	if ({_LOOK})\n",
-        f"	bool found = {_LOOK};\n\n	if ({_SOMETIMES})\n		{PAUSE}	if (found)\n",
-    ),
+    Change("traffic.h", _LOOK, f"{_LOOK}		if ({_SOMETIMES})\n			{PAUSE}"),
     Change("traffic.h", _CLAIM, f"	if ({_SOMETIMES})\n		{PAUSE}{_CLAIM}"),
 )
 
-# And each flush has all seats taken back.
-RESTLESS = (*SLOW_MOTION, Change("flush.h", "s->idle = !drain(s);", "drain(s);\n	s->idle = 1;"))
+# And each flush takes all seats back, from active sockets too; slowly, so that these add meanwhile.
+_IDLE = "} else if (!drain(s)) {\n"
+_ALWAYS = "} else if (!drain(s) || true) {\n"
+HURRIED = (*SLOW_MOTION, Change("flush.h", _IDLE, _ALWAYS))
+RESTLESS = (*SLOW_MOTION, Change("flush.h", _IDLE, f"{_ALWAYS}		{PAUSE}"))
+
+# Each seat stays its owner's, so that there may be flushes without a grace period between them.
+SETTLED = (Change("flush.h", _IDLE, "} else if (!drain(s) && false) {\n"),)
 
 
 def build(folder: Path, changes: tuple[Change, ...] = (), *, defines: str = "") -> bytes:

@@ -9,7 +9,8 @@ generator's own arithmetic, the packet filter, an interface.
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import pytest
 from tests.kernel.ledger import (
     NOTHING,
     attached,
-    bracket,
     branches,
     final_difference,
     flush,
@@ -33,7 +33,7 @@ from tests.kernel.machine import (
     sysctl_set,
     veth_pair,
 )
-from tests.kernel.objects import RESTLESS, build
+from tests.kernel.objects import RESTLESS, SETTLED, build
 from tests.kernel.traffic import EVERYTHING, SCALE, Generator, Result, scaled
 from tests.kernel.truth import PacketFilter, SynAcks, settled_interface, single_cpu
 from tests.kernel.tun import send_superpackets
@@ -41,10 +41,48 @@ from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.meters import Meters
+from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.reconciliation import Reconciliation
 
-flush_periods = pytest.mark.parametrize(
-    "period", [None, 0.005, 0.0002], ids=["never flushed", "each 5 ms", "each 0.2 ms"]
-)
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How often the table is flushed: *period* seconds apart, None: never.
+
+    A flush that takes idle seats back begins with a *grace* period, some milliseconds long; without it the
+    build must be one that leaves seats alone.
+    """
+
+    period: float | None
+    grace: bool = True
+    image: bytes | None = None
+
+    def attached(self, root: CgroupRoot) -> AbstractContextManager[DataPath]:
+        return attached(root, self.image)
+
+    def flushing(self, path: DataPath) -> AbstractContextManager[None]:
+        return flushing(path, self.period, grace=self.grace)
+
+
+RHYTHMS = {
+    "never flushed": Rhythm(None),
+    "flushed all the time": Rhythm(0),
+    "drained each 5 ms": Rhythm(0.005, grace=False),
+    "drained each 0.2 ms": Rhythm(0.0002, grace=False),
+}
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return build(tmp_path_factory.mktemp("settled"), SETTLED)
+
+
+@pytest.fixture(params=list(RHYTHMS.values()), ids=list(RHYTHMS))
+def rhythm(request: pytest.FixtureRequest, settled: bytes) -> Rhythm:
+    rhythm: Rhythm = request.param
+    return rhythm if rhythm.grace else replace(rhythm, image=settled)
+
 
 # What the generator must have done at least a hundred times.
 KINDS = {
@@ -78,10 +116,9 @@ def assert_all_kinds(results: dict[str, Result]) -> None:
 # ---- double entry
 
 
-@flush_periods
-def test_double_entry(root: CgroupRoot, generator: Generator, period: float | None) -> None:
-    with attached(root) as path:
-        with flushing(path, period):
+def test_double_entry(root: CgroupRoot, generator: Generator, rhythm: Rhythm) -> None:
+    with rhythm.attached(root) as path:
+        with rhythm.flushing(path):
             assert_all_kinds(generator.run_together(EVERYTHING))
         assert final_difference(path, root) == NOTHING
         assert path.lost_updates()["totals_full"] == 0
@@ -126,7 +163,7 @@ def test_sockets_full(root: CgroupRoot, generator: Generator, tmp_path: Path, so
 
 
 def test_without_storage(root: CgroupRoot, generator: Generator) -> None:
-    """Whatever the kernel refuses to hang on a socket, it is counted."""
+    """What the kernel would refuse to keep with a socket is not kept there."""
     here = Generator(generator.binary, generator.client, generator.server)
     with sysctl_set("net.core.optmem_max", "100"), attached(root) as path:
         here.run_together({"tcp": 1400, "udp": 1000, "flood": 1000})
@@ -167,16 +204,16 @@ def test_bracket_under_load(root: CgroupRoot, generator: Generator) -> None:
             generator.run(scenario, scaled(EVERYTHING[scenario]))
 
     with (
-        attached(root) as path,
+        attached(root, sockets=scaled(1000)) as path,  # some traffic is written through
         generator.start("steady", scaled(4000)),
         ThreadPoolExecutor(3) as pool,
     ):
         running = [pool.submit(repeat, scenario) for scenario in ("tcp", "killed", "flood")]
+        ledger = Ledger(path, root, Meters((), root, path))
         rounds = 0
         while time.monotonic() < end:
-            before, totals, after = bracket(path, root)
-            assert all(map(int.__le__, before, totals)), f"lost: {minus(totals, before)}"
-            assert all(map(int.__le__, totals, after)), f"counted twice: {minus(totals, after)}"
+            ledger.flush()
+            assert ledger.reconciliation == Reconciliation()
             rounds += 1
             time.sleep(0.01)
         for each in running:
@@ -188,32 +225,32 @@ def test_bracket_under_load(root: CgroupRoot, generator: Generator) -> None:
 def test_connections_by_the_hundred_thousand(root: CgroupRoot, generator: Generator) -> None:
     """Nothing but connections, and a flush beside them: what is lost once in 100,000 shows here."""
     end = time.monotonic() + (600 if os.environ.get("SOCKLEDGER_TEST_FULL") else 20 / SCALE)
-    with attached(root) as path, ThreadPoolExecutor(4) as pool, flushing(path, 0.01):
-        while time.monotonic() < end:
-            counts = [(name, scaled(EVERYTHING[name])) for name in ("tcp", "killed", "tcp", "killed")]
-            for done in [pool.submit(generator.run, *each) for each in counts]:
-                done.result()
+    with attached(root) as path:
+        with ThreadPoolExecutor(4) as pool, flushing(path, 0.01):
+            while time.monotonic() < end:
+                counts = [(name, scaled(EVERYTHING[name])) for name in ("tcp", "killed", "tcp", "killed")]
+                for done in [pool.submit(generator.run, *each) for each in counts]:
+                    done.result()
         assert final_difference(path, root) == NOTHING
 
 
 # ---- against independent counts
 
 
-@flush_periods
 @pytest.mark.parametrize("scenario", ["tcp", "unaccepted", "killed", "udp"])
 def test_packet_filter_agrees(
     root: CgroupRoot,
     netns: Netns,
     generator: Generator,
     scenario: str,
-    period: float | None,
+    rhythm: Rhythm,
     *,
     ipv6_synack: bool,
 ) -> None:
     sides = {"client": generator.client, "server": generator.server}
     truth = PacketFilter(netns, Cgroup(root.path), sides, ipv6_synack=ipv6_synack)
-    with attached(root) as path:
-        with flushing(path, period), single_cpu():
+    with rhythm.attached(root) as path:
+        with rhythm.flushing(path), single_cpu():
             result = generator.run(scenario, scaled(EVERYTHING[scenario]))
         flush(path)
         for side, cgroup in sides.items():
@@ -222,24 +259,20 @@ def test_packet_filter_agrees(
             assert totals_of(path, cgroup.id) == expected
 
 
-@flush_periods
 @pytest.mark.parametrize("scenario", ["udp", "others"])
-def test_generator_agrees(
-    root: CgroupRoot, generator: Generator, scenario: str, period: float | None
-) -> None:
-    with attached(root) as path:
-        with flushing(path, period):
+def test_generator_agrees(root: CgroupRoot, generator: Generator, scenario: str, rhythm: Rhythm) -> None:
+    with rhythm.attached(root) as path:
+        with rhythm.flushing(path):
             result = generator.run(scenario, scaled(EVERYTHING[scenario]))
         flush(path)
         assert totals_of(path, generator.client.id) == result.side("client")
         assert totals_of(path, generator.server.id) == result.side("server")
 
 
-@flush_periods
-def test_flooder_agrees(root: CgroupRoot, generator: Generator, period: float | None) -> None:
+def test_flooder_agrees(root: CgroupRoot, generator: Generator, rhythm: Rhythm) -> None:
     """What the flood's receivers got nobody knows, but what was sent to them its sender does."""
-    with attached(root) as path:
-        with flushing(path, period):
+    with rhythm.attached(root) as path:
+        with rhythm.flushing(path):
             result = generator.run("flood", scaled(EVERYTHING["flood"]))
         flush(path)
         assert totals_of(path, generator.client.id) == result.side("client")
@@ -291,17 +324,25 @@ def test_generator_agrees_over_veth(root: CgroupRoot, generator: Generator, scen
 # Makes 16 packets or 64 KiB of pending counts "full", so that this branch is reached too.
 PENDING_FULL = (1 << 4) | (1 << (28 + 16))
 
+RACES = {"CLAIM_LOST", "LATE"}
+
 
 def test_every_branch(root: CgroupRoot, netns: Netns, generator: Generator, tmp_path: Path) -> None:
-    image = build(tmp_path, RESTLESS, defines=f"-DBRANCH_COUNTERS -DPENDING_FULL={PENDING_FULL}ULL")
+    emulated = SCALE > 1  # where races take hours
+    image = build(
+        tmp_path,
+        () if emulated else RESTLESS,
+        defines=f"-DBRANCH_COUNTERS -DPENDING_FULL={PENDING_FULL}ULL",
+    )
     with attached(root, image, cgroups=1, sockets=64) as path:
-        with flushing(path, 0, flushes=1):
+        with flushing(path, 0):
             send_superpackets(netns)
             for _ in range(20):  # races are rare, also in slow motion
                 generator.run_together({"tcp": 700, "udp": 500, "flood": 500})
-                taken = branches(path)
-                if all(taken.values()):
+                left = {name for name, count in branches(path).items() if not count}
+                left -= RACES if emulated else set()
+                if not left:
                     break
         assert final_difference(path, root) == NOTHING
-    print(taken)
-    assert not [name for name, count in taken.items() if count == 0]
+        print(branches(path))
+    assert not left

@@ -80,14 +80,9 @@ def test_idle_seats_are_taken_back(root: CgroupRoot, client: Cgroup, netns: Netn
     with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
         seated = sorted(cookies(sockets))
         send_one_each(sockets)
-        path.flush_sockets()
-        path.recycle_seats()
-        assert owners(path, client) == seated  # they were not idle
-        path.flush_sockets()
-        path.recycle_seats()
-        assert owners(path, client) == [RETIRED] * SOCKETS
-        path.recycle_seats()
-        assert owners(path, client) == [FREE] * SOCKETS
+        for expected in (seated, [RETIRED] * SOCKETS, [FREE] * SOCKETS):
+            path.flush_sockets()
+            assert owners(path, client) == expected
         send_one_each(sockets)
         assert owners(path, client) == seated
         assert counted(path, client) == rounds(2)
@@ -98,7 +93,6 @@ def test_active_sockets_keep_their_seats(root: CgroupRoot, client: Cgroup, netns
         for number in range(1, 5):
             send_one_each(sockets)
             assert counted(path, client) == rounds(number)
-            path.recycle_seats()
             assert owners(path, client) == sorted(cookies(sockets))
 
 

@@ -32,7 +32,7 @@ RUNS = Metric(
 RECURSION_MISSES = Metric(
     "sockledger_bpf_program_recursion_misses",
     MetricType.COUNTER,
-    "Runs that the kernel left out because the program was running on that CPU already.",
+    "Runs that the kernel left out as the program was running on that CPU already; it never does at cgroups.",
     ("program",),
     "programs",
 )

@@ -141,13 +141,13 @@ class DataPath:
     # ---- the flush's steps
 
     def flush_sockets(self) -> int:
-        """Drain every socket's pending counts into the totals; return how many seats are taken."""
-        return self.programs["sl_flush"].run()
+        """Drain all pending counts into the totals; return how many seats were taken.
 
-    def recycle_seats(self) -> None:
-        """Take seats back from sockets that were idle at the last flush, in a grace period."""
-        self.grace_period()  # whoever still found a seat that was retired the last time has left it
-        self.programs["sl_recycle"].run()
+        Begins with a grace period: what has passed control is in a seat or in the totals then, and whoever
+        still found a seat that the last flush retired has left it.
+        """
+        self.grace_period()
+        return self.programs["sl_flush"].run()
 
     def grace_period(self) -> None:
         """Return when every program that runs now has ended (an RCU grace period)."""

@@ -43,7 +43,18 @@ class _ObjectOpenOpts(ctypes.Structure):
 class _TestRunOpts(ctypes.Structure):
     """struct bpf_test_run_opts, up to the last member that is used."""
 
-    _fields_ = (("sz", c_size_t), ("unused", c_void_p * 4), ("sizes", c_uint32 * 4), ("retval", c_uint32))
+    _fields_ = (
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+    )
 
 
 class _ProgInfo(ctypes.Structure):
@@ -68,8 +79,6 @@ class _CgroupLinkInfo(ctypes.Structure):
         ("attach_type", c_uint32),
     )
 
-
-BPF_LINK_TYPE_CGROUP = 3
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
@@ -193,9 +202,8 @@ class Link:
         return int(_info(self.fd, _CgroupLinkInfo()).id)
 
     def attached(self) -> bool:
-        """Whether the kernel still runs the program: a cgroup's end or another process may detach it."""
-        info = _info(self.fd, _CgroupLinkInfo())
-        return bool(info.type != BPF_LINK_TYPE_CGROUP or info.cgroup_id)
+        """Whether the kernel still runs a cgroup's program: its end or another process may detach it."""
+        return bool(_info(self.fd, _CgroupLinkInfo()).cgroup_id)
 
     def destroy(self) -> None:
         """Detach."""

@@ -58,9 +58,8 @@ class Ledger:
         start = time.monotonic()
         self._meters.follow()
         before = self.datapath.control(self._root.id)
-        self.datapath.grace_period()  # packets that control has seen are in a seat or the totals now
         sockets = self.datapath.flush_sockets()
-        self.datapath.recycle_seats()  # in a grace period: drains that began elsewhere have landed
+        self.datapath.grace_period()  # drains that began elsewhere have landed
         totals = dict(self.datapath.totals())
         overflow = dict(self.datapath.overflow())
         after = self.datapath.control(self._root.id)

@@ -73,7 +73,7 @@ static int bound(enum kind kind, int type, int protocol, int port)
 
 	if (kind != V4)
 		check(setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only)), "IPV6_V6ONLY");
-	/* whoever looks at a file (lsof, an iterator) holds it open for a moment longer than its owner */
+	/* whoever looks at a file (lsof, say) holds it open for a moment longer than its owner */
 	for (int tries = 0; bind(fd, &a.any, a.length); tries++) {
 		if (errno != EADDRINUSE || !port || tries == 1000)
 			fail("bind");

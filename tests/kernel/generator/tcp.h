@@ -18,7 +18,7 @@ enum ending {
 	SERVER_RESET,
 	CLIENT_UNREAD, /* closed with unread data: the kernel resets after the state is CLOSE */
 	SERVER_UNREAD,
-	UNUSED, /* accepted and closed at once: the server's socket counts nothing before its release */
+	UNUSED, /* accepted and closed at once */
 	REFUSED,
 	ENDINGS
 };

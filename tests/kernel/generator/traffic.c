@@ -7,6 +7,7 @@
  *   killed      processes killed with open connections
  *   udp         sockets connected or not, answered, refused, and closed with unread data
  *   flood       UDP sockets closed at once while another thread floods their port
+ *   shared      UDP sockets that two threads use at the same time
  *   others      UDP-Lite, ping sockets, raw ICMP, raw IP
  *   steady      UDP and TCP sockets that send in turn until standard input ends
  *   idle        the same, but after one round they wait
@@ -21,6 +22,7 @@
 #include "tcp.h"
 #include "udp.h"
 #include "flood.h"
+#include "shared.h"
 #include "others.h"
 #include "pairs.h"
 #include "bulk.h"
@@ -30,9 +32,11 @@
 static const struct {
 	const char *name;
 	void (*run)(void);
-} scenarios[] = {{"tcp", tcp},	 {"unaccepted", unaccepted}, {"killed", killed},
-		 {"udp", udp},	 {"flood", flood},	     {"others", others},
-		 {"idle", idle}, {"steady", steady},	     {"bulk", bulk}};
+} scenarios[] = {{"tcp", tcp},	     {"unaccepted", unaccepted},
+		 {"killed", killed}, {"udp", udp},
+		 {"flood", flood},   {"shared", shared},
+		 {"others", others}, {"idle", idle},
+		 {"steady", steady}, {"bulk", bulk}};
 
 static int open_path(const char *path, int flags)
 {
