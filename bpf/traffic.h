@@ -12,7 +12,7 @@
 #define IPV6_HEADER 40
 #define UDP_HEADER  8
 
-/* 2^64 divided by it: spreads numbers that follow each other, as cookies do */
+/* 2^64 by the golden ratio: its multiples are spread evenly */
 #define GOLDEN_RATIO 0x9E3779B97F4A7C15
 
 /*
@@ -121,12 +121,16 @@ static __always_inline __u32 seats(void)
 	return map->max_entries;
 }
 
-/* The first of the seats that a socket may have. */
+/*
+ * The first of the seats that a socket may have. Two rounds, for each CPU gives out cookies from 4096 that
+ * follow each other, and after one round several CPUs' may fall together.
+ */
 static __always_inline __u32 home_of(__u64 cookie)
 {
-	__u64 hash = cookie * GOLDEN_RATIO >> 32;
+	__u64 hash = cookie * GOLDEN_RATIO;
 
-	return hash * seats() >> 32;
+	hash = (hash ^ hash >> 32) * GOLDEN_RATIO;
+	return (hash >> 32) * seats() >> 32;
 }
 
 /* One of the WAYS seats from home on. */

@@ -216,7 +216,7 @@ def _add_path_flags(parser: _Parser) -> None:
         dest="cgroupfs",
         type=_path,
         metavar="PATH",
-        help="mount point of cgroup v2 (default: found in /proc/self/mountinfo)",
+        help="mount point of cgroup v2, or a cgroup to count in (default: found in /proc/self/mountinfo)",
     )
     group.add_argument(
         "--path.bpffs",

@@ -81,8 +81,13 @@ class Daemon:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     async def _run(self) -> int:
-        require()
-        root = cgroups.find_root(self._options.cgroupfs)
+        try:
+            require()
+            root = cgroups.find_root(self._options.cgroupfs)
+        except UserError:
+            if self._lock_fd is not None:
+                Lock(self._options.bpffs, self._lock_fd).release()
+            raise
         lock = Lock(self._options.bpffs, self._lock_fd)
         where = str(self._options.bpffs / "sockledger")
         if not await self._wait_until(lock.try_acquire, LOCK_POLL_SECONDS, {"lock": where}):

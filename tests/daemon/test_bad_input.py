@@ -224,6 +224,7 @@ def test_too_few_descriptors(place: Surroundings) -> None:
     assert shutil.which("prlimit")
     line = refused(place, prefix=("prlimit", "--nofile=20"))
     assert "Too many open files" in line
+    assert line.endswith("raise the limit of open files (LimitNOFILE=)\n")
 
 
 def test_damaged_object(place: Surroundings) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 
+import pytest
 from tests.kernel.ledger import NOTHING
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.patience import eventually
@@ -14,7 +15,7 @@ from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 
 
-def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns) -> None:
+def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns, caplog: pytest.LogCaptureFixture) -> None:
     with new_cgroup(parent.path, "root") as cgroup:
         root = CgroupRoot(cgroup.path)
         path = DataPath(root, cgroups=10, sockets=10)
@@ -35,8 +36,11 @@ def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns) -> None:
         ledger.flush()
         assert ledger.books.attach_points.keys() == {"/"}
     eventually(lambda: path.control(root.id) is None, "the kernel lets go of it in its own time")
-    ledger.flush()
+    for _ in range(2):
+        ledger.flush()
     assert ledger.books.attach_points == {}
+    assert path.detached() == {"sl_receive", "sl_transmit"}
+    assert caplog.text.count("a program has been detached") == 2
     assert ledger.reconciliation == Reconciliation(), "no false alarm"
     path.close()
     os.close(root.fd)

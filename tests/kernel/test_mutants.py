@@ -74,10 +74,12 @@ MUTANTS = {
     ),
     "added by a plain store": Mutant(
         (
+            *SLOW_MOTION[:1],
             Change(
                 "traffic.h",
                 f"__sync_fetch_and_add(&{WORD}, PENDING(skb->len, segments));\n",
-                f"{WORD};\n\n	WRITE_ONCE({WORD}, before + PENDING(skb->len, segments));\n",
+                f"{WORD};\n\n	tick(0, NULL);\n"
+                f"	WRITE_ONCE({WORD}, before + PENDING(skb->len, segments));\n",
             ),
         ),
         scenario="shared",

@@ -174,6 +174,13 @@ def test_verifier_is_quoted(root: CgroupRoot, tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_no_memory(root: CgroupRoot) -> None:
+    with pytest.raises(
+        UserError, match=r"Cannot allocate memory .*: lower limits.sockets and limits.cgroups"
+    ):
+        DataPath(root, cgroups=1, sockets=(1 << 31) - 1)
+
+
 def test_detached_twice(root: CgroupRoot, client: Cgroup) -> None:
     """A refused attach leaves a data path that can still be closed."""
     below = CgroupRoot(client.path)

@@ -1,5 +1,6 @@
 """The table of sockets: who has a seat, and how it is taken back."""
 
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from tests.kernel.ledger import NOTHING, attached, final_difference, totals_of
 from tests.kernel.machine import Cgroup, Netns
+from tests.kernel.truth import single_cpu
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Traffic
@@ -104,6 +106,35 @@ def test_sockets_that_end_leave_what_they_counted(root: CgroupRoot, client: Cgro
                 send_one_each(sockets)
             assert counted(path, client) == rounds(number)
         assert final_difference(path, root) == NOTHING
+
+
+def test_cookies_of_many_cpus(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    """Each CPU gives out cookies from a batch of its own; sockets of 64 CPUs find seats all the same."""
+    cpus, sockets, batch = 64, 256, 4096
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with (
+        attached(root, sockets=4 * cpus * sockets) as path,
+        ExitStack() as stack,
+        single_cpu(),
+        client.joined(),
+        netns.entered(),
+    ):
+        for _ in range(cpus):
+            made = [stack.enter_context(new_socket()) for _ in range(sockets)]
+            (first,) = cookies(made[:1])
+            for each in made:
+                each.sendto(b"x", ("::1", 9))
+            while cookie_of_new_socket() // batch == first // batch:
+                pass
+        assert path.lost_updates()["sockets_full"] <= cpus * sockets // 200
+        assert final_difference(path, root) == NOTHING
+
+
+def cookie_of_new_socket() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        (cookie,) = cookies([made])
+    return cookie
 
 
 def test_one_seat_is_enough(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:

@@ -72,9 +72,9 @@ class ProgramsCollector:
     def collect(self) -> Iterable[Family]:
         """Return the families of `METRICS`, without the run figures where the kernel does not count them."""
         datapath, books = self._ledger.datapath, self._ledger.books
+        detached = datapath.detached()
         yield Family(
-            ATTACHED,
-            [(series, int(datapath.links[name].attached())) for name, series in self._programs.items()],
+            ATTACHED, [(series, int(name not in detached)) for name, series in self._programs.items()]
         )
         stats = [(series, datapath.programs[name].stats()) for name, series in self._programs.items()]
         if counts_runs():

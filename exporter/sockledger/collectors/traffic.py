@@ -36,8 +36,8 @@ OVERCOUNTED = Metric(
 LOST_UPDATES = Metric(
     "sockledger_lost_updates",
     MetricType.COUNTER,
-    "Updates in the kernel that failed. sockets_full: no seat for the socket, counted all the same, only "
-    "slower (limits.sockets is too small). "
+    "Updates in the kernel that had to go another way. sockets_full: no seat for the socket, counted under "
+    "its cgroup, only slower (limits.sockets is too small). "
     "totals_full: counted under cgroup other (limits.cgroups is too small). "
     "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6).",
     ("reason",),

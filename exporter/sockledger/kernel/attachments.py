@@ -4,7 +4,7 @@ import struct
 from contextlib import closing
 
 from sockledger.errors import UserError
-from sockledger.kernel.datapath import HOT_PATH, open_object
+from sockledger.kernel.datapath import HOT_PATH, advice, open_object
 from sockledger.kernel.features import lists_links
 from sockledger.kernel.libbpf import LoadError
 
@@ -26,7 +26,7 @@ def hot_paths(cgroup_id: int) -> list[int]:
             lister.load()
             link = lister.programs["sl_attachments"].attach()
         except (LoadError, OSError) as error:
-            raise UserError(f"the kernel refuses to list BPF links: {error}: see sockledger doctor") from None
+            raise UserError(f"the kernel refuses to list BPF links: {error}: {advice(error)}") from None
         try:
             found = _ATTACHMENT.iter_unpack(link.run_iterator())
         finally:

@@ -1,5 +1,6 @@
 """The kernel half in use: its object, what it is attached to and in which order, and its maps' contents."""
 
+import errno
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class DataPath:
         try:
             self._object.load()
         except LoadError as error:
-            raise UserError(f"the kernel refuses the BPF programs: {error}: see sockledger doctor") from None
+            raise UserError(f"the kernel refuses the BPF programs: {error}: {advice(error)}") from None
         key, value = self.maps["totals"].key, self.maps["totals"].value
         _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
         _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
@@ -109,6 +110,10 @@ class DataPath:
         except UserError:
             self._detach()
             raise
+
+    def detached(self) -> set[str]:
+        """Return the programs of the hot path that the kernel does not run any more."""
+        return {name for name, link in self.links.items() if not link.attached()}
 
     def _detach(self) -> None:
         for cgroup_id in list(self._meters):
@@ -185,6 +190,15 @@ class DataPath:
         """Return how many updates failed, by reason."""
         each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
         return {reason: sum(values[reason] for values in each) for reason in each[0]}
+
+
+def advice(error: LoadError | OSError) -> str:
+    """Return what to do about an object that does not load."""
+    if error.errno == errno.ENOMEM:
+        return "lower limits.sockets and limits.cgroups, or allow the daemon more memory"
+    if error.errno == errno.EMFILE:
+        return "raise the limit of open files (LimitNOFILE=)"
+    return "see sockledger doctor"
 
 
 def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:

@@ -186,6 +186,7 @@ class LoadError(Exception):
         verifier = [line for line in log if not line.startswith(("libbpf: ", "processed ", "-- "))]
         summary = [line for line in log if "failed" in line]
         cause = verifier[-1] if verifier else summary[0] if summary else ""
+        self.errno = error.errno
         super().__init__(f"{error.strerror} ({cause})")
 
 

@@ -46,6 +46,7 @@ class Ledger:
         self._meters = meters
         self._names = Names(root)
         self._flushed = float("-inf")
+        self._detached: set[str] = set()
         self.books = Books({}, {}, {}, 0, 0, 0.0)
 
     def refresh(self) -> None:
@@ -77,6 +78,9 @@ class Ledger:
         lost = self.datapath.lost_updates()
         if lost["totals_full"] and not self.books.lost_updates.get("totals_full"):
             logger.warning("the totals are full: what is new counts as cgroup other, raise limits.cgroups")
+        for name in (detached := self.datapath.detached()) - self._detached:
+            logger.error("a program has been detached: counts are missing", extra={"program": name})
+        self._detached = detached
         self._flushed = time.monotonic()
         self.books = Books(
             accounts=self._accounts(totals, overflow),
