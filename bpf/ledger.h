@@ -49,8 +49,9 @@ struct socket_counts {
 	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
 };
 
-/* In how many places, side by side, a socket may sit. */
-#define WAYS 8
+/* In how many places a socket may sit, and how many whose cookies follow each other sit side by side. */
+#define WAYS	   8
+#define NEIGHBOURS 64
 
 struct totals_key {
 	__u64 cgroup_id;
