@@ -123,7 +123,7 @@ static __always_inline __u32 seats(void)
 
 /*
  * One of the seats that a socket may have, way 0 being its home. Sockets that were made one after another, so
- * with cookies that follow each other, sit side by side and share a page: a packet of one in a thousand
+ * with cookies that follow each other, sit side by side, on a page or two: a packet of one in a thousand
  * sockets would miss the TLB otherwise. Two rounds of multiplying make the rest as good as random.
  */
 static __always_inline struct socket_counts *seat(__u64 cookie, int way)

@@ -48,18 +48,25 @@ def run(options: RunOptions) -> int:
     log.setup(options.log_level, options.log_format)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # usually 1024; a meter takes two
-    return asyncio.run(Daemon(options).run())
+    lock_fd, sockets = _take_inherited()
+    lock = Lock(options.bpffs, lock_fd)
+    try:
+        return asyncio.run(Daemon(options, lock, sockets).run())
+    finally:
+        lock.release()  # a successor never comes here
 
 
 class Daemon:
     """One daemon: `run` once."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, lock: Lock, sockets: list[socket]) -> None:
+        """Read the configuration; ConfigError. *sockets* are listening ones that a predecessor passed on."""
         self._options = options
+        self._lock = lock
+        self._sockets = sockets
         self._config = config.load(options.config_file)
         self._config_ok = True
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        self._lock_fd, self._sockets = _take_inherited()
         if options.systemd_socket and not self._sockets:
             self._sockets = listen.systemd_sockets()
         # one thread owns the ledger: flushes and scrapes wait for each other, never for the event loop
@@ -81,33 +88,21 @@ class Daemon:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     async def _run(self) -> int:
-        try:
-            require()
-            root = cgroups.find_root(self._options.cgroupfs)
-        except UserError:
-            if self._lock_fd is not None:
-                Lock(self._options.bpffs, self._lock_fd).release()
-            raise
-        lock = Lock(self._options.bpffs, self._lock_fd)
+        require()
+        root = cgroups.find_root(self._options.cgroupfs)
         where = str(self._options.bpffs / "sockledger")
-        if not await self._wait_until(lock.try_acquire, LOCK_POLL_SECONDS, {"lock": where}):
+        if not await self._wait_until(self._lock.try_acquire, LOCK_POLL_SECONDS, {"lock": where}):
             return 0
-        successor = False
+        datapath = await self._attach(root)
+        if datapath is None:
+            return 0
         try:
-            datapath = await self._attach(root)
-            if datapath is None:
-                return 0
-            try:
-                successor = await self._serve(datapath, root)
-            finally:
-                self._executor.shutdown(cancel_futures=True)
-                datapath.close()
-            successor = successor and not await self._stop_came()
+            successor = await self._serve(datapath, root)
         finally:
-            if not successor:
-                lock.release()
-        if successor:
-            _execute_anew(lock, self._sockets)
+            self._executor.shutdown(cancel_futures=True)
+            datapath.close()
+        if successor and not await self._stop_came():
+            _execute_anew(self._lock, self._sockets)
         logger.info("stopped: all programs are detached")
         return 0
 
@@ -275,7 +270,6 @@ def _execute_anew(lock: Lock, listening: list[socket]) -> None:
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     except OSError as error:
-        lock.release()
         raise UserError(f"{sys.executable}: {error.strerror}: cannot execute anew, stopped") from None
 
 

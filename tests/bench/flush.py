@@ -86,18 +86,16 @@ def run() -> None:
             stack.enter_context(worker("connections", f"127.0.0.{number + 2}", share))
             for number in range(processes)
         ]
-        _send_over(holders)
         watch = stack.enter_context(worker("wakeup", str(CPU)))
         quiet = _Series("nothing, for 50 ms", lambda: time.sleep(0.05))
         idle = _Series("flush, all sockets idle", path.flush_sockets)
         active = _Series("flush, all sockets active", path.flush_sockets)
         ss = _Series("ss -tinH", _ss)
         for _ in range(ROUNDS):
-            path.flush_sockets()
             quiet.run(watch)
-            idle.run(watch)
             _send_over(holders)
             active.run(watch)
+            idle.run(watch)  # and takes all seats back
             visited = path.flush_sockets()
             ss.run(watch)
     everything = (quiet, idle, active, ss)

@@ -214,3 +214,29 @@ def test_listen_address_stays_taken(place: Surroundings) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", other, timeout=PATIENCE)) as connection:
         connection.request("GET", "/-/ready")
         assert connection.getresponse().status == 200
+
+
+def ended(daemon: Daemon) -> bool:
+    return daemon.process.poll() is not None
+
+
+def test_a_successor_that_cannot_read_its_configuration(place: Surroundings) -> None:
+    """It was good when its predecessor read it; the lock that it inherited does not stay behind."""
+    daemon = place.run(place.configure(""))
+    daemon.send(signal.SIGHUP)
+    eventually(lambda: daemon.lines("executing anew") == 1, "on its way")
+    place.configure("limits: {cgroups: none}")
+    eventually(lambda: ended(daemon), "ended")
+    assert daemon.process.returncode == 1
+    assert "config.yml:1: limits.cgroups" in daemon.log.splitlines()[-1]
+    assert not (place.bpffs / "sockledger").exists()
+
+
+def test_a_successor_without_its_cgroup(place: Surroundings) -> None:
+    with new_cgroup(place.cgroup.path, "root") as cgroup:
+        daemon = place.run(f"--path.cgroupfs={cgroup.path}")
+    daemon.send(signal.SIGHUP)
+    eventually(lambda: ended(daemon), "ended")
+    assert daemon.process.returncode == 1
+    assert str(cgroup.path) in daemon.log.splitlines()[-1]
+    assert not (place.bpffs / "sockledger").exists()

@@ -25,7 +25,8 @@ _LOOK = "if (cookie && s && READ_ONCE(s->owner) == cookie) {\n"
 _CLAIM = "	if (vacant < WAYS) {\n"
 _SOMETIMES = "bpf_get_prandom_u32() % 32 == 0"
 
-# Packets stop between their look at a seat and their add to it or claim, so that the table changes meanwhile.
+# Packets stop between their look at their home and their add to it, and before a claim, so that the table
+# changes meanwhile.
 SLOW_MOTION = (
     Change("ledger.h", "/* Accesses that", f"{_TICK}/* Accesses that"),
     Change("traffic.h", _LOOK, f"{_LOOK}		if ({_SOMETIMES})\n			{PAUSE}"),

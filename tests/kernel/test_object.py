@@ -174,11 +174,13 @@ def test_verifier_is_quoted(root: CgroupRoot, tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
+SEAT_BYTES = 64
+
+
 def test_no_memory(root: CgroupRoot) -> None:
-    with pytest.raises(
-        UserError, match=r"Cannot allocate memory .*: lower limits.sockets and limits.cgroups"
-    ):
-        DataPath(root, cgroups=1, sockets=(1 << 31) - 1)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with pytest.raises(UserError, match=r"Cannot allocate memory .*: allow the daemon more memory"):
+        DataPath(root, cgroups=1, sockets=min(2 * memory // SEAT_BYTES, (1 << 32) - 1))
 
 
 def test_detached_twice(root: CgroupRoot, client: Cgroup) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from tests.kernel.ledger import NOTHING, attached, final_difference, totals_of
 from tests.kernel.machine import Cgroup, Netns
+from tests.kernel.traffic import SCALE
 from tests.kernel.truth import single_cpu
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -15,6 +16,7 @@ from sockledger.kernel.datapath import DataPath, Traffic
 
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 FREE, RETIRED = 0, 1 << 63  # bpf/ledger.h
+WAYS, NEIGHBOURS, GOLDEN_RATIO = 8, 64, 0x9E3779B97F4A7C15  # bpf/ledger.h, bpf/traffic.h
 SOCKETS, SEATS = 100, 4096
 DATAGRAM = {"ipv4": 20 + 8 + 1, "ipv6": 40 + 8 + 1}
 
@@ -42,11 +44,33 @@ def cookies(sockets: list[socket.socket]) -> set[int]:
     return {int.from_bytes(each.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little") for each in sockets}
 
 
+def places(cookie: int) -> list[int]:
+    """Where a socket may sit, its home first: beside those whose cookies follow each other."""
+    found = []
+    for way in range(WAYS):
+        spread = (cookie // NEIGHBOURS * WAYS + way) * GOLDEN_RATIO % (1 << 64)
+        spread = (spread ^ spread >> 32) * GOLDEN_RATIO % (1 << 64)
+        found.append(((spread >> 32) * SEATS // (1 << 32) + cookie % NEIGHBOURS) % SEATS)
+    return found
+
+
+def test_everybody_sits_at_a_place_of_his(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
+        send_one_each(sockets)
+        seated = {seat["owner"]: index for index, seat in enumerate(seats(path))}
+        for cookie in cookies(sockets):
+            at = places(cookie).index(seated[cookie])
+            assert all(place in seated.values() for place in places(cookie)[:at]), "the first that was free"
+
+
+def seats(path: DataPath) -> list[dict[str, int]]:
+    table = path.maps["sockets"]
+    return [table.value.unpack(table.lookup_index(index)) for index in range(table.max_entries)]
+
+
 def owners(path: DataPath, cgroup: Cgroup) -> list[int]:
     """Return the owners of the seats that the cgroup's sockets have or had, in ascending order."""
-    table = path.maps["sockets"]
-    seats = [table.value.unpack(table.lookup_index(index)) for index in range(table.max_entries)]
-    return sorted(seat["owner"] for seat in seats if seat["cgroup_id"] == cgroup.id)
+    return sorted(seat["owner"] for seat in seats(path) if seat["cgroup_id"] == cgroup.id)
 
 
 def counted(path: DataPath, cgroup: Cgroup) -> dict[tuple[str, str], Traffic]:
@@ -110,10 +134,9 @@ def test_sockets_that_end_leave_what_they_counted(root: CgroupRoot, client: Cgro
 
 def test_cookies_of_many_cpus(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
     """Each CPU gives out cookies from a batch of its own; sockets of 64 CPUs find seats all the same."""
-    cpus, sockets, batch = 64, 256, 4096
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    cpus, sockets, batch = max(64 // SCALE, 2), 256, 4096
     with (
+        many_descriptors(cpus * sockets + 1000),
         attached(root, sockets=4 * cpus * sockets) as path,
         ExitStack() as stack,
         single_cpu(),
@@ -129,6 +152,16 @@ def test_cookies_of_many_cpus(root: CgroupRoot, client: Cgroup, netns: Netns) ->
                 pass
         assert path.lost_updates()["sockets_full"] <= cpus * sockets // 200
         assert final_difference(path, root) == NOTHING
+
+
+@contextmanager
+def many_descriptors(number: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, max(number, before[1])))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def cookie_of_new_socket() -> int:

@@ -187,7 +187,7 @@ class DataPath:
             yield key, Traffic._make(self._value.struct.unpack(value))
 
     def lost_updates(self) -> dict[str, int]:
-        """Return how many updates failed, by reason."""
+        """Return how many updates had to go another way, by reason."""
         each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
         return {reason: sum(values[reason] for values in each) for reason in each[0]}
 
@@ -195,7 +195,7 @@ class DataPath:
 def advice(error: LoadError | OSError) -> str:
     """Return what to do about an object that does not load."""
     if error.errno == errno.ENOMEM:
-        return "lower limits.sockets and limits.cgroups, or allow the daemon more memory"
+        return "allow the daemon more memory, or lower limits.sockets and limits.cgroups"
     if error.errno == errno.EMFILE:
         return "raise the limit of open files (LimitNOFILE=)"
     return "see sockledger doctor"

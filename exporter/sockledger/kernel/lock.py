@@ -14,15 +14,15 @@ class Lock:
 
     def __init__(self, bpffs: Path, inherited_fd: int | None = None) -> None:
         """Choose the lock. *inherited_fd*: a predecessor in this process has passed it on, held."""
+        self._bpffs = bpffs
         self._path = bpffs / "sockledger"
         self._fd = inherited_fd
-        if inherited_fd is None:
-            mount_bpffs(bpffs)
 
     def try_acquire(self) -> bool:
         """Take the lock unless another daemon holds it; return whether it is ours."""
         if self._fd is not None:
             return True
+        mount_bpffs(self._bpffs)
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
