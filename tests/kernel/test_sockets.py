@@ -17,7 +17,7 @@ from sockledger.kernel.datapath import DataPath, Traffic
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 FREE, RETIRED = 0, 1 << 63  # bpf/ledger.h
 WAYS, NEIGHBOURS, GOLDEN_RATIO = 8, 64, 0x9E3779B97F4A7C15  # bpf/ledger.h, bpf/traffic.h
-SOCKETS, SEATS = 100, 4096
+SOCKETS, SEATS = 100, 1024
 DATAGRAM = {"ipv4": 20 + 8 + 1, "ipv6": 40 + 8 + 1}
 
 
