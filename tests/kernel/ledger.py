@@ -1,7 +1,6 @@
 """What tests do with a DataPath: flush it, and compare what it says."""
 
 import re
-import struct
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -110,9 +109,5 @@ def totals_of(path: DataPath, cgroup_id: int) -> dict[tuple[str, str], Traffic]:
 def branches(path: DataPath) -> dict[str, int]:
     """Return how often each branch was taken, of an object with BRANCH_COUNTERS."""
     names = re.findall(r"^\tBRANCH_(\w+),", (BPF / "branch.h").read_text(), re.MULTILINE)
-    counts = {}
-    for index, name in enumerate(names):
-        value = path.maps["branches"].lookup(struct.pack("=I", index))
-        assert value is not None
-        counts[name] = int.from_bytes(value, "little")
-    return counts
+    table = path.maps["branches"]
+    return {name: int.from_bytes(table.lookup_index(index), "little") for index, name in enumerate(names)}

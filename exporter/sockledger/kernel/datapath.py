@@ -1,4 +1,4 @@
-"""The kernel half in use: its object, what it is attached to and in which order, and its maps' contents."""
+"""The kernel half in use: its object, what it is attached to, the flush, and its maps' contents."""
 
 import errno
 import struct
