@@ -15,6 +15,31 @@ static __always_inline struct lost_updates *lost_updates(void)
 	return bpf_map_lookup_elem(&lost, &key);
 }
 
+static __always_inline void add(__u64 *total, __u64 n)
+{
+	if (n)
+		__sync_fetch_and_add(total, n);
+}
+
+/* The value of *key* in *map*, made of *none* if need be; where the map is full, that of key *other*. */
+static __always_inline void *find_or_make(void *map, const void *key, const void *none, const void *other)
+{
+	void *found = bpf_map_lookup_elem(map, key);
+	struct lost_updates *l;
+
+	if (found)
+		return found;
+	bpf_map_update_elem(map, key, none, BPF_NOEXIST);
+	found = bpf_map_lookup_elem(map, key);
+	if (found)
+		return found;
+	BRANCH(TOTALS_FULL);
+	l = lost_updates();
+	if (l)
+		__sync_fetch_and_add(&l->totals_full, 1);
+	return bpf_map_lookup_elem(map, other);
+}
+
 /* The totals of *key*, made if need be; where the map is full, those of its protocol and family. */
 static __always_inline struct totals *totals_of(const struct totals_key *key)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* The flush: user space has the table of sockets walked, inside the kernel. */
 #include "drain.h"
+#include "udp.h"
 
 static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_counts *s, __u32 *taken)
 {
@@ -18,6 +19,8 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 	} else if (!drain(s)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);
+	} else if (settings.udp && s->protocol == UDP && s->address) {
+		pull_drops(owner, (const void *)s->address);
 	}
 	return 0;
 }

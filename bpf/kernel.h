@@ -28,7 +28,70 @@ struct kernfs_node {
 
 struct cgroup {
 	struct kernfs_node *kn;
+	int level;
+	struct cgroup *ancestors[]; /* itself at its level */
 };
+
+struct cgroup___before_6_1 {
+	int level;
+	__u64 ancestor_ids[];
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+struct atomic {
+	int counter;
+};
+
+struct atomic64 {
+	__s64 counter;
+};
+
+struct sock_common {
+	unsigned short skc_family;
+	unsigned char skc_state;
+	__u16 skc_num; /* the local port */
+	struct atomic64 skc_cookie;
+};
+
+struct numa_drop_counters { /* since 6.18, of UDP and raw sockets */
+	struct atomic drops0;
+	struct atomic drops1;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_type;
+	__u16 sk_protocol;
+	int sk_err;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
+	struct atomic sk_drops;
+	struct numa_drop_counters *sk_drop_counters;
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct tcp_sock {
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 segs_in;
+	__u32 segs_out;
+	__u32 total_retrans;
+	__u32 rcv_ooopack;
+	__u32 srtt_us; /* shifted left by 3 */
+	__u32 chrono_start;
+	__u32 chrono_stat[3]; /* jiffies; enum tcp_chrono in include/linux/tcp.h, without its 0 */
+	__u8 chrono_type : 2;
+	__u8 bpf_sock_ops_cb_flags;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct file;
 
 struct bpf_prog_aux {
 	char name[16];
@@ -60,9 +123,20 @@ struct bpf_iter__bpf_link {
 	struct bpf_link *link;
 };
 
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct file *file;
+};
+
 #pragma clang attribute pop
 
 /* include/uapi/linux/if_ether.h */
 #define ETH_P_IPV6 0x86DD
+
+/* include/linux/socket.h, include/linux/net.h */
+#define AF_INET	    2
+#define AF_INET6    10
+#define SOCK_STREAM 1
+#define SOCK_RAW    3
 
 #endif

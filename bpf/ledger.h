@@ -42,10 +42,10 @@ struct socket_counts {
 	__u64 owner;
 	__u64 cgroup_id;
 	enum protocol protocol : 16;
-	__u16 peer; /* class of the remote address; 0: not looked up */
-	__u16 tag;  /* 0: none */
-	__u16 reserved;
-	__u64 generation; /* of what tag and peer mean; 0 until something can change them */
+	__u16 peer;	  /* class of the remote address; 0: not looked up */
+	__u16 tag;	  /* 0: none */
+	__u16 generation; /* of what tag and peer mean; 0 until something can change them */
+	__u64 address;	  /* of struct sock, if it is a TCP or UDP socket's */
 	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
 };
 
@@ -59,6 +59,10 @@ struct totals_key {
 	enum family family : 16;     /* the packet's */
 	__u16 peer;
 	__u16 tag;
+};
+
+struct cgroup_key {
+	__u64 id;
 };
 
 struct totals {
@@ -79,6 +83,11 @@ struct lost_updates {
 	__u64 sockets_full; /* no seat in the table of sockets: written through, nothing is missing */
 	__u64 totals_full;  /* counted in overflow, so without its cgroup */
 	__u64 totals_busy; /* the same, where an interrupt found the map's bucket being changed (up to 6.6) */
+	__u64 udp_sockets_full; /* no room for a UDP socket that drops: what it drops is not counted */
+	__u64 connections_full; /* no room for a connection: opened and closed at its end only, role unknown
+				 */
+	__u64 connections_busy; /* the same, without memory, or where the last flush has a reused socket's
+				   entry */
 };
 
 struct {

@@ -4,6 +4,8 @@
 #include "drain.h"	 /* from a socket's pending counts to the totals */
 #include "traffic.h"	 /* the hot path: every packet */
 #include "flush.h"	 /* all sockets at once */
+#include "tcp_hooks.h"	 /* connections: what TCP tells, and what is read of it */
+#include "udp.h"	 /* datagrams that were dropped */
 #include "attachments.h" /* who else counts here */
 
 char LICENSE[] SEC("license") = "GPL";

@@ -4,6 +4,8 @@
  * at further attach points. They only count and always return 1.
  */
 #include "drain.h"
+#include "tcp_sockets.h"
+#include "udp.h"
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <linux/in.h>
@@ -113,6 +115,16 @@ static __always_inline enum protocol protocol_of(struct __sk_buff *skb)
 	}
 }
 
+/* Of a socket that is what its protocol says: a raw one may have the same. */
+static __always_inline __u64 address_of(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	return sk && sk->type != SOCK_RAW ? (__u64)sk : 0;
+}
+
 static __always_inline __u32 seats(void)
 {
 	struct bpf_map *map = (struct bpf_map *)&sockets;
@@ -144,6 +156,8 @@ static __always_inline struct socket_counts *seat(__u64 cookie, int way)
  */
 static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct __sk_buff *skb)
 {
+	const struct sock *sk;
+
 	if (__sync_val_compare_and_swap(&s->owner, FREE, CLAIMING) != FREE) {
 		BRANCH(CLAIM_LOST);
 		return false;
@@ -154,6 +168,13 @@ static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct 
 	s->peer = 0;
 	s->tag = 0;
 	s->generation = 0;
+	s->address = address_of(skb);
+	/* read back as a number: the verifier lets nobody read the socket by skb->sk */
+	sk = (const void *)READ_ONCE(s->address);
+	if (settings.tcp && sk && s->protocol == TCP)
+		adopt(cookie, sk);
+	if (settings.udp && sk && s->protocol == UDP)
+		begin_udp(cookie, sk);
 	__sync_lock_test_and_set(&s->owner, cookie);
 	return true;
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sockledger.collectors import exporter
 from sockledger.collectors.registry import COLLECTORS, DURATION, SUCCESS
-from sockledger.exposition.family import Metric
+from sockledger.exposition.family import Metric, MetricType
 
 PAGE = Path(__file__).with_name("metrics.md")
 
@@ -19,6 +19,12 @@ what found the totals full (`limits.cgroups`), `unknown` is for cgroups that wer
 named. Counters are born at 0: a Prometheus server sees a new series at 0 until it has got a page with it,
 then its value, so that `increase()` misses nothing.
 """
+
+# Behind the name of a summary or a histogram, which has samples of several names.
+SUFFIXES = {
+    MetricType.SUMMARY: " (`_count`, `_sum`)",
+    MetricType.HISTOGRAM: " (`_bucket`, `_count`, `_sum`)",
+}
 
 
 def page() -> str:
@@ -36,10 +42,9 @@ def page() -> str:
 def _table(metrics: tuple[Metric, ...]) -> str:
     rows = ["| metric | type | own labels | series | what |\n| --- | --- | --- | --- | --- |\n"]
     for metric in metrics:
+        name = f"`{metric.sample_name}`{SUFFIXES.get(metric.type, '')}"
         labels = ", ".join(metric.labels)
-        rows.append(
-            f"| `{metric.sample_name}` | {metric.type} | {labels} | {metric.cardinality} | {metric.help} |\n"
-        )
+        rows.append(f"| {name} | {metric.type} | {labels} | {metric.cardinality} | {metric.help} |\n")
     return "".join([*rows, "\n"])
 
 

@@ -182,6 +182,12 @@ def _add_collector_flags(group: argparse._ArgumentGroup) -> None:
             action=argparse.BooleanOptionalAction,
             help=text.replace("%", "%%"),
         )
+    group.add_argument(
+        "--collector.tcp.histograms",
+        dest="tcp_histograms",
+        action="store_true",
+        help="per workload histograms in place of summaries: 33 series more each",
+    )
 
 
 def _collector_dest(name: str) -> str:
@@ -283,6 +289,7 @@ def _run(arguments: argparse.Namespace) -> int:
             for name, spec in COLLECTORS.items()
             if (spec.default if chosen[name] is None else chosen[name])
         ),
+        tcp_histograms=arguments.tcp_histograms,
         log_level=arguments.log_level,
         log_format=arguments.log_format,
         cgroupfs=arguments.cgroupfs,

@@ -46,6 +46,7 @@ class Limits:
 
     cgroups: int = 16384
     sockets: int = 65536
+    connections: int = 262144
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class RunOptions:
     max_requests: int  # 0: no limit
     exporter_metrics: bool
     collectors: frozenset[str]  # the enabled ones
+    tcp_histograms: bool
     log_level: str
     log_format: str
     cgroupfs: Path | None  # None: found in mountinfo
@@ -279,6 +281,13 @@ _CONFIG = _Section(
         "flush": _Section(
             Flush, {"interval": _Value(_interval, "100ms to 1h, written as 500ms, 10s, 1m or 1m30s")}
         ),
-        "limits": _Section(Limits, {"cgroups": _limit(_MAX_CGROUPS), "sockets": _limit(_MAX_SOCKETS)}),
+        "limits": _Section(
+            Limits,
+            {
+                "cgroups": _limit(_MAX_CGROUPS),
+                "sockets": _limit(_MAX_SOCKETS),
+                "connections": _limit(_MAX_SOCKETS),
+            },
+        ),
     },
 )

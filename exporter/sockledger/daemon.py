@@ -22,7 +22,7 @@ from sockledger.errors import UserError
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
 from sockledger.kernel.attachments import hot_paths
-from sockledger.kernel.datapath import HOT_PATH, DataPath
+from sockledger.kernel.datapath import HOT_PATH, DataPath, Parts
 from sockledger.kernel.features import lists_links, require
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
@@ -115,6 +115,8 @@ class Daemon:
                     root,
                     cgroups=self._config.limits.cgroups,
                     sockets=self._config.limits.sockets,
+                    connections=self._config.limits.connections,
+                    parts=self._parts(),
                 )
                 undo.callback(datapath.close)
                 datapath.attach()
@@ -126,6 +128,14 @@ class Daemon:
                     undo.pop_all()
                     return datapath
         return None
+
+    def _parts(self) -> Parts:
+        tcp = not self._options.collectors.isdisjoint(("tcp", "listeners"))
+        return Parts(
+            tcp=tcp,
+            tcp_histograms=self._options.tcp_histograms and "tcp" in self._options.collectors,
+            udp="udp" in self._options.collectors,
+        )
 
     async def _wait_until(
         self, free: Callable[[], bool], poll_seconds: float, where: Mapping[str, str]

@@ -77,7 +77,7 @@ def run() -> None:
         below = stack.enter_context(cgroups(1))
         root = CgroupRoot(below.path)
         stack.callback(os.close, root.fd)
-        path = stack.enter_context(closing(DataPath(root, cgroups=1024, sockets=SEATS)))
+        path = stack.enter_context(closing(DataPath(root, cgroups=1024, sockets=SEATS, connections=1000)))
         path.attach()
         Cgroups.enter(below.children[0])
         processes = _processes()

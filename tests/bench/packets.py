@@ -146,7 +146,9 @@ def run() -> None:
         stack.callback(os.close, root.fd)
         rivals = stack.enter_context(closing(Object(compiled(BENCH / "rivals.bpf.c"), "bench")))
         rivals.load()
-        ours = stack.enter_context(closing(DataPath(root, cgroups=1024, sockets=Limits().sockets)))
+        ours = stack.enter_context(
+            closing(DataPath(root, cgroups=1024, sockets=Limits().sockets, connections=1000))
+        )
         contenders = [
             Contender(name, (programs[f"{prefix}receive"], programs[f"{prefix}transmit"]))
             for name, programs, prefix in (

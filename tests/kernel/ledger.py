@@ -10,11 +10,13 @@ from functools import reduce
 from tests.kernel.objects import BPF
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.datapath import DataPath, Parts, Traffic
 
 NOTHING = Traffic(0, 0, 0, 0)
 CGROUPS = 1000
 SOCKETS = 65536
+CONNECTIONS = 100_000
+ALL_PARTS = Parts(tcp_histograms=True)
 
 
 @contextmanager
@@ -24,9 +26,11 @@ def attached(
     *,
     cgroups: int = CGROUPS,
     sockets: int = SOCKETS,
+    connections: int = CONNECTIONS,
+    parts: Parts = ALL_PARTS,
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:
-    path = kind(root, cgroups=cgroups, sockets=sockets, image=image)
+    path = kind(root, cgroups=cgroups, sockets=sockets, connections=connections, parts=parts, image=image)
     try:
         path.attach()
         yield path
@@ -111,3 +115,9 @@ def branches(path: DataPath) -> dict[str, int]:
     names = re.findall(r"^\tBRANCH_(\w+),", (BPF / "branch.h").read_text(), re.MULTILINE)
     table = path.maps["branches"]
     return {name: int.from_bytes(table.lookup_index(index), "little") for index, name in enumerate(names)}
+
+
+def record_of(path: DataPath, sums: str, *key: int) -> dict[str, int]:
+    """Return one entry of a map of sums, by the names of its members; all 0 if there is none."""
+    fields = path.sums[sums].fields
+    return dict(zip(fields, dict(path.sums[sums].rows()).get(key, (0,) * len(fields)), strict=True))

@@ -18,7 +18,7 @@ from sockledger.ledger.reconciliation import Reconciliation
 def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns, caplog: pytest.LogCaptureFixture) -> None:
     with new_cgroup(parent.path, "root") as cgroup:
         root = CgroupRoot(cgroup.path)
-        path = DataPath(root, cgroups=10, sockets=10)
+        path = DataPath(root, cgroups=10, sockets=10, connections=1000)
         path.attach()
         assert path.control(root.id) == NOTHING
         meters = Meters(["/*"], root, path)
@@ -39,8 +39,8 @@ def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns, caplog: pytest.LogC
     for _ in range(2):
         ledger.flush()
     assert ledger.books.attach_points == {}
-    assert path.detached() == {"sl_receive", "sl_transmit"}
-    assert caplog.text.count("a program has been detached") == 2
+    assert path.detached() == {"sl_receive", "sl_transmit", "sl_tcp_events"}
+    assert caplog.text.count("a program has been detached") == 3
     assert ledger.reconciliation == Reconciliation(), "no false alarm"
     path.close()
     os.close(root.fd)

@@ -164,13 +164,13 @@ def open_bpf() -> int:
 
 def test_damaged_object(root: CgroupRoot) -> None:
     with pytest.raises(UserError, match="the BPF object is damaged"):
-        DataPath(root, cgroups=1, sockets=1, image=b"no object")
+        DataPath(root, cgroups=1, sockets=1, connections=1, image=b"no object")
 
 
 def test_verifier_is_quoted(root: CgroupRoot, tmp_path: Path) -> None:
     image = build(tmp_path, (Change("flush.h", "(*taken)++;", "taken[1]++;"),))
     with pytest.raises(UserError, match="invalid read from stack") as refusal:
-        DataPath(root, cgroups=1, sockets=1, image=image)
+        DataPath(root, cgroups=1, sockets=1, connections=1, image=image)
     assert "\n" not in str(refusal.value)
 
 
@@ -180,13 +180,13 @@ SEAT_BYTES = 64
 def test_no_memory(root: CgroupRoot) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with pytest.raises(UserError, match=r"Cannot allocate memory .*: allow the daemon more memory"):
-        DataPath(root, cgroups=1, sockets=min(2 * memory // SEAT_BYTES, (1 << 32) - 1))
+        DataPath(root, cgroups=1, sockets=min(2 * memory // SEAT_BYTES, (1 << 32) - 1), connections=1)
 
 
 def test_detached_twice(root: CgroupRoot, client: Cgroup) -> None:
     """A refused attach leaves a data path that can still be closed."""
     below = CgroupRoot(client.path)
-    path = DataPath(below, cgroups=1, sockets=1)
+    path = DataPath(below, cgroups=1, sockets=1, connections=1)
     with foreign_program(client, EGRESS, EXCLUSIVE), pytest.raises(UserError):
         path.attach()
     assert not path.links

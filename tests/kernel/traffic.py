@@ -40,6 +40,9 @@ class Result:
 
     figures: dict[tuple[str, str, str], Traffic]  # by side, protocol and family
     events: dict[str, int]
+    connections: dict[str, dict[str, int]]  # that came to be established, by side and role
+    failures: dict[str, dict[str, int]]  # of connects, by side and reason
+    tcp_info: dict[str, dict[str, int]]  # sums of its fields, by side
 
     def side(self, name: str) -> dict[tuple[str, str], Traffic]:
         """Return one side's figures that are not all 0, by protocol and family."""
@@ -50,16 +53,26 @@ class Result:
         }
 
 
+def _parse(line: str) -> Result:
+    printed = json.loads(line)
+    figures = {
+        (side, protocol, family): Traffic(*each) for side, protocol, family, *each in printed.pop("figures")
+    }
+    return Result(figures, **printed)
+
+
 class Running:
     """A generator at work."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def wait_ready(self) -> None:
+    def wait_ready(self) -> Result:
+        """Return what it did so far; it goes on when its standard input ends."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line == "ready\n", f"{self._process.args!r} failed: {line!r}"
+        so_far, line = (self._process.stdout.readline() for _ in range(2))
+        assert line == "ready\n", f"{self._process.args!r} failed: {so_far + line!r}"
+        return _parse(so_far)
 
     def result(self) -> Result:
         """End its standard input, and wait for its end."""
@@ -67,11 +80,22 @@ class Running:
         assert self._process.returncode == 0, (
             f"{self._process.args!r}: {complaint or self._process.returncode}"
         )
-        printed = json.loads(output.splitlines()[-1])  # after "ready", if nobody waited for it
-        figures = {
-            (side, protocol, family): Traffic(*each) for side, protocol, family, *each in printed["figures"]
-        }
-        return Result(figures, printed["events"])
+        return _parse(output.splitlines()[-1])  # after "ready", if nobody waited for it
+
+
+def netstat(netns: Netns) -> dict[str, int]:
+    """Return what the kernel counts in a namespace, by protocol and name as nstat(8) has them."""
+    counters = {
+        name: int(value) for name, value in map(str.split, netns.run("cat", "/proc/net/snmp6").splitlines())
+    }
+    for table in ("snmp", "netstat"):
+        lines = netns.run("cat", f"/proc/net/{table}").splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            protocol, *columns = names.replace(":", "").split()
+            counters |= {
+                protocol + name: int(value) for name, value in zip(columns, values.split()[1:], strict=True)
+            }
+    return counters
 
 
 @dataclass(frozen=True)
@@ -97,7 +121,7 @@ class Generator:
                 command += [f"--{side}-netns", str(netns.path)]
         command += ["--v4", self.addresses[0], "--v6", self.addresses[1]]
         for name, value in options.items():
-            command += [f"--{name}", str(value)]
+            command += [f"--{name.replace('_', '-')}", str(value)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
             try:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockledger.exposition.family import Series
+from sockledger.exposition.family import Series, histogram_values
 from sockledger.ledger.births import FRESH_SECONDS, MAX_SCRAPERS, Births
 
 SERIES_AND_SCRAPES = st.lists(st.one_of(st.just(None), st.sampled_from(["one", "two", "three"])))
@@ -67,6 +67,36 @@ def test_number_0_is_never_young() -> None:
     births = Births()
     births.series([])
     assert young(births, "one", Series([])) == [False]
+
+
+def test_parts_of_a_summary_are_born_together() -> None:
+    births = Births()
+    births.series([])
+    parts = births.summary([("a", "1")])
+    assert [part.text for part in parts] == ['_count{a="1"} ', '_sum{a="1"} ']
+    assert [part.number for part in parts] == [2, 2]
+    assert births.newest == 2
+    assert young(births, "one", *parts) == [True, True]
+    assert young(births, "one", *parts, births.series([])) == [False, False, True]
+
+
+def test_parts_of_a_histogram_are_born_together_and_its_values_have_their_order() -> None:
+    births = Births()
+    births.series([])
+    parts = births.histogram([("a", "1"), ("z", "2")], [0.001, 1, 2.5e7])
+    values = histogram_values([1, 0, 2, 4], 0.25)
+    assert [(part.text, value) for part, value in zip(parts, values, strict=True)] == [
+        ('_bucket{a="1",le="0.001",z="2"} ', 1),
+        ('_bucket{a="1",le="1.0",z="2"} ', 1),
+        ('_bucket{a="1",le="2.5e+07",z="2"} ', 3),
+        ('_bucket{a="1",le="+Inf",z="2"} ', 7),
+        ('_count{a="1",z="2"} ', 7),
+        ('_sum{a="1",z="2"} ', 0.25),
+    ]
+    assert [part.number for part in parts] == [2] * 6
+    assert births.newest == 2
+    assert young(births, "one", *parts) == [True] * 6
+    assert young(births, "one", *parts, births.series([])) == [*[False] * 6, True]
 
 
 def test_a_late_scraper_is_spared_what_others_have_seen() -> None:

@@ -37,9 +37,12 @@ class Blob:
     def integer(self, size: int) -> int:
         return self.add(btf.KIND_INT, f"u{size * 8}", size, struct.pack("=I", size * 8))
 
-    def enum(self, size: int = 4, **values: int) -> int:
+    def array(self, element: int, count: int) -> int:
+        return self.add(btf.KIND_ARRAY, "", 0, struct.pack("=III", element, element, count))
+
+    def enum(self, size: int = 4, *, name: str = "enum", **values: int) -> int:
         extra = b"".join(struct.pack("=Ii", self.string(name), value) for name, value in values.items())
-        return self.add(btf.KIND_ENUM, "enum", size, extra, members=len(values))
+        return self.add(btf.KIND_ENUM, name, size, extra, members=len(values))
 
     def struct(self, name: str, size: int, members: Sequence[tuple[str, int, int]], *, flag: int = 0) -> int:
         """*members*: name, type, position in bits (with a flag: and the field's width, above bit 24)."""
@@ -95,18 +98,88 @@ def test_enum_names_and_narrow_enums() -> None:
     assert layout.field("next").names == {0: "OTHER", 1: "TCP", -1: "NEGATIVE"}
 
 
-def test_what_is_no_scalar_is_passed_over() -> None:
+def test_an_enum_by_its_name() -> None:
+    blob = Blob()
+    blob.enum(name="role", ACTIVE=0, PASSIVE=1)
+    blob.struct("failure", 4, [("role", blob.integer(4), 0)])
+    blob.enum(name="failure", FAILURE_RESET=1, NEGATIVE=-1)
+    parsed = blob.parsed()
+    assert parsed.enum("role") == {0: "ACTIVE", 1: "PASSIVE"}
+    assert parsed.enum("failure") == {1: "FAILURE_RESET", -1: "NEGATIVE"}
+    with pytest.raises(ValueError, match="BTF has no enum measure"):
+        parsed.enum("measure")
+
+
+def test_arrays_of_arrays() -> None:
+    """`u64 id; u32 pending[2][3];`"""
+    blob = Blob()
+    u64, u32 = blob.integer(8), blob.integer(4)
+    inner = blob.add(btf.KIND_TYPEDEF, "row", blob.array(u32, 3))
+    found = blob.struct("s", 32, [("id", u64, 0), ("pending", blob.array(inner, 2), 64)])
+    layout = blob.parsed().layout(found)
+    names = ["id", *(f"pending[{row}][{column}]" for row in range(2) for column in range(3))]
+    assert [field.name for field in layout.fields] == names
+    packed = struct.pack("=Q6I", 1, 2, 3, 4, 5, 6, 7)
+    assert layout.unpack(packed) == dict(zip(names, range(1, 8), strict=True))
+    assert layout.pack(**{"pending[1][2]": 7}) == struct.pack("=28xI", 7)
+
+
+def test_structs_in_arrays_and_structs() -> None:
+    """`struct { u64 id; struct count counts; struct count rows[2]; }` with an enum in each count."""
+    blob = Blob()
+    u64, enum = blob.integer(8), blob.enum(OTHER=0, TCP=1)
+    count = blob.struct("count", 16, [("bytes", u64, 0), ("protocol", enum, 64)])
+    rows = blob.array(blob.add(btf.KIND_CONST, "", count), 2)
+    found = blob.struct("s", 56, [("id", u64, 0), ("counts", count, 64), ("rows", rows, 192)])
+    layout = blob.parsed().layout(found)
+    assert [(field.name, field.offset, field.size) for field in layout.fields] == [
+        ("id", 0, 8),
+        ("counts.bytes", 8, 8),
+        ("counts.protocol", 16, 4),
+        ("rows[0].bytes", 24, 8),
+        ("rows[0].protocol", 32, 4),
+        ("rows[1].bytes", 40, 8),
+        ("rows[1].protocol", 48, 4),
+    ]
+    assert layout.field("rows[1].protocol").names == {0: "OTHER", 1: "TCP"}
+
+
+def test_members_of_an_anonymous_struct_are_the_outer_ones() -> None:
+    blob = Blob()
+    u32 = blob.integer(4)
+    anonymous = blob.struct("", 8, [("a", u32, 0), ("b", u32, 32)])
+    named = blob.struct("inner", 8, [("", anonymous, 0)])
+    found = blob.struct("s", 16, [("", anonymous, 0), ("c", named, 64)])
+    layout = blob.parsed().layout(found)
+    assert [(field.name, field.offset) for field in layout.fields] == [
+        ("a", 0),
+        ("b", 4),
+        ("c.a", 8),
+        ("c.b", 12),
+    ]
+
+
+def test_narrow_enums_in_a_nested_struct() -> None:
+    blob = Blob()
+    enum = blob.enum(OTHER=0, TCP=1)
+    inner = blob.struct("inner", 4, [("wide", enum, 16 << 24), ("next", enum, 16 << 24 | 16)], flag=1)
+    found = blob.struct("s", 8, [("rows", blob.array(inner, 2), 0)])
+    layout = blob.parsed().layout(found)
+    assert [(field.offset, field.size) for field in layout.fields] == [(0, 2), (2, 2), (4, 2), (6, 2)]
+
+
+def test_pointers_unions_and_floats_are_passed_over() -> None:
     blob = Blob()
     u64 = blob.integer(8)
-    array = blob.add(btf.KIND_ARRAY, "", 0, struct.pack("=III", u64, u64, 2))
-    inner = blob.struct("inner", 8, [("x", u64, 0)])
     pointer = blob.add(btf.KIND_PTR, "", u64)
-    found = blob.struct(
-        "s", 40, [("a", u64, 0), ("array", array, 64), ("inner", inner, 192), ("pointer", pointer, 256)]
-    )
+    union = blob.add(btf.KIND_UNION, "u", 8, struct.pack("=III", blob.string("x"), u64, 0), members=1)
+    passed_over = [pointer, union, blob.add(16, "double", 8), blob.array(pointer, 2)]
+    inner = blob.struct("inner", 16, [("pointer", pointer, 0), ("b", u64, 64)])
+    members = [(f"m{number}", member, 64 + number * 64) for number, member in enumerate(passed_over)]
+    found = blob.struct("s", 64, [("a", u64, 0), *members, ("inner", inner, 384)])
     layout = blob.parsed().layout(found)
-    assert [field.name for field in layout.fields] == ["a"]
-    assert layout.pack(a=1) == struct.pack("=Q32x", 1)
+    assert [field.name for field in layout.fields] == ["a", "inner.b"]
+    assert layout.pack(a=1, **{"inner.b": 2}) == struct.pack("=Q48xQ", 1, 2)
 
 
 def test_types_of_all_sizes_are_skipped() -> None:
@@ -134,6 +207,9 @@ def test_bit_fields_are_refused() -> None:
     found = blob.struct("s", 4, [("flags", blob.integer(4), 3 << 24)], flag=1)
     with pytest.raises(ValueError, match="struct s: flags is not made of bytes"):
         blob.parsed().layout(found)
+    outer = blob.struct("outer", 4, [("inner", found, 0)])
+    with pytest.raises(ValueError, match=r"struct outer: inner\.flags is not made of bytes"):
+        blob.parsed().layout(outer)
 
 
 def test_no_struct() -> None:
@@ -166,6 +242,7 @@ SIZES = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=12)
 
 @given(SIZES, st.data())
 def test_any_struct_survives_packing(sizes: list[int], data: st.DataObject) -> None:
+    """By itself, and as a member of another: in an array and alone."""
     blob = Blob()
     types = {size: blob.integer(size) for size in (1, 2, 4, 8)}
     members, values, at = [], {}, 0
@@ -176,8 +253,15 @@ def test_any_struct_survives_packing(sizes: list[int], data: st.DataObject) -> N
         at += size
     total = -(-at // 8) * 8
     found = blob.struct("s", total, members)
+    outer = blob.struct("outer", total * 3, [("rows", blob.array(found, 2), 0), ("last", found, total * 16)])
     layout = blob.parsed().layout(found)
     packed = layout.pack(**values)
     assert len(packed) == total
     assert layout.unpack(packed) == values
     assert list(layout.unpack_all(packed * 3)) == [tuple(values.values())] * 3
+    flattened = {
+        f"{of}.{name}": value for of in ("rows[0]", "rows[1]", "last") for name, value in values.items()
+    }
+    layout = blob.parsed().layout(outer)
+    assert layout.unpack(packed * 3) == flattened
+    assert layout.pack(**flattened) == packed * 3

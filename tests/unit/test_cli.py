@@ -27,6 +27,7 @@ DEFAULTS = {
     "max_requests": 40,
     "exporter_metrics": True,
     "collectors": frozenset({"traffic", "programs"}),
+    "tcp_histograms": False,
     "log_level": "info",
     "log_format": "logfmt",
     "cgroupfs": None,
@@ -197,7 +198,10 @@ def test_help_has_every_flag_in_its_group(
         "--web.disable-exporter-metrics",
     }
     names = ("traffic", "tasks", "programs")
-    assert flags_in(collectors) == {f"--{no}collector.{name}" for name in names for no in ("", "no-")}
+    assert flags_in(collectors) == {
+        *(f"--{no}collector.{name}" for name in names for no in ("", "no-")),
+        "--collector.tcp.histograms",
+    }
     assert flags_in(logging) == {"--log.level", "--log.format"}
     assert flags_in(paths) == {"--path.cgroupfs", "--path.bpffs"}
     assert collectors.count("100% of it (default: on)") == 2

@@ -82,6 +82,8 @@ class ProgramsCollector:
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
         yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])
         entries = {"totals": books.totals_entries, "sockets": books.sockets}
+        if books.connections:
+            entries["tcp_sockets"] = books.connections
         yield Family(MAP_ENTRIES, [(self._maps[name], used) for name, used in entries.items()])
         yield Family(
             MAP_MAX_ENTRIES, [(self._maps[name], datapath.maps[name].max_entries) for name in entries]

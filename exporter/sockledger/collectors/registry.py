@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sockledger.collectors import attach_points, programs, traffic
+from sockledger.collectors import attach_points, listeners, programs, tcp, traffic, udp
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
@@ -40,6 +40,13 @@ COLLECTORS: Mapping[str, CollectorSpec] = {
         attach_points.METRICS,
         "control totals of the root and of the configured meters",
     ),
+    "tcp": CollectorSpec(
+        tcp.TcpCollector, tcp.METRICS, "TCP connections per workload: how many, how fast, who limits them"
+    ),
+    "listeners": CollectorSpec(
+        listeners.ListenersCollector, listeners.METRICS, "queues and drops of listening TCP sockets, by port"
+    ),
+    "udp": CollectorSpec(udp.UdpCollector, udp.METRICS, "datagrams that UDP sockets dropped, per workload"),
     "programs": CollectorSpec(
         programs.ProgramsCollector, programs.METRICS, "the BPF programs and maps: runs, attachment, how full"
     ),

@@ -12,13 +12,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from prometheus_client.exposition import generate_latest as generate_text
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-from prometheus_client.utils import floatToGoString
 
-from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.exposition.family import Family, Metric, MetricType, Series, go_float
 
-# Typed names for functions that prometheus_client leaves without types.
+# A typed name for a function that prometheus_client leaves without types.
 _generate_openmetrics: Callable[[CollectorRegistry], bytes] = generate_openmetrics
-_go_float: Callable[[float], str] = floatToGoString
 
 _EOF = b"# EOF\n"
 
@@ -37,14 +35,14 @@ _EXPONENT_AND_NEWLINE = [f"e+{digits - 1:02d}\n" for digits in range(len(str(_EX
 def render(families: Iterable[Family], *, seen: int | None, openmetrics: bool) -> bytes:
     """Render *families* as one page.
 
-    A counter's series whose birth number is above *seen* is shown as 0, so that the scraper's next sample is
-    an increase that rate() counts. With None all show their values.
+    A series whose birth number is above *seen* is shown as 0, unless it is a gauge's, so that the scraper's
+    next sample is an increase that rate() counts. With None all show their values.
     """
     page = []
     for family in families:
         metric, samples = family.metric, family.samples
         page.append(_header(metric, openmetrics=openmetrics).encode())
-        newest_shown = math.inf if seen is None or metric.type is not MetricType.COUNTER else seen
+        newest_shown = math.inf if seen is None or metric.type is MetricType.GAUGE else seen
         for start in range(0, len(samples), _CHUNK):
             chunk = samples[start : start + _CHUNK]
             page.append(_sample_lines(metric.sample_name, chunk, newest_shown).encode())
@@ -110,7 +108,7 @@ def _sample_lines(name: str, samples: Sequence[tuple[Series, int | float]], newe
         [
             f"{name}{series.text}0.0\n"
             if series.number > newest_shown
-            else f"{name}{series.text}{_go_float(value)}\n"
+            else f"{name}{series.text}{go_float(value)}\n"
             if type(value) is not int or value >= _EXACT or value < 0
             else f"{name}{series.text}{value}.0\n"
             if value < 1_000_000

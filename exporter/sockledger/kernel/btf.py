@@ -23,7 +23,7 @@ _UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 @dataclass(frozen=True)
 class Field:
-    """A member of a struct: *offset* and *size* in bytes; *names* of its enum's values, if it is one."""
+    """A scalar in a struct: *offset* and *size* in bytes; *names* of its enum's values, if it is one."""
 
     name: str
     offset: int
@@ -33,7 +33,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """A struct's unsigned scalar members, in order. Arrays and nested structs are passed over."""
+    """A struct's unsigned scalars, in order, those in arrays and nested structs under C's names for them.
+
+    That is ``rows[1].bytes``. Pointers, unions and floats are passed over.
+    """
 
     name: str
     size: int
@@ -109,18 +112,47 @@ class Btf:
         if found.kind != KIND_STRUCT:
             raise ValueError(f"BTF type {type_id} ({found.name or 'anonymous'}) is no struct")
         fields = []
-        for name, member_type, position in struct.iter_unpack("=III", found.extra):
-            member = self._resolve(member_type)
-            if member.kind not in (KIND_INT, KIND_ENUM):
-                continue
-            bits = position >> 24 if found.kind_flag else 0
-            offset = position & 0xFFFFFF if found.kind_flag else position
-            size = bits // 8 or member.size_or_type
-            if offset % 8 or bits % 8 or size not in _UNSIGNED:
-                raise ValueError(f"struct {found.name}: {_string(self._strings, name)} is not made of bytes")
-            names = self._enumerators(member) if member.kind == KIND_ENUM else {}
-            fields.append(Field(_string(self._strings, name), offset // 8, size, names))
+        for name, scalar, position, bits in self._scalars(found):
+            size = bits // 8 or scalar.size_or_type
+            if position % 8 or bits % 8 or size not in _UNSIGNED:
+                raise ValueError(f"struct {found.name}: {name} is not made of bytes")
+            names = self._enumerators(scalar) if scalar.kind == KIND_ENUM else {}
+            fields.append(Field(name, position // 8, size, names))
         return Layout(found.name, found.size_or_type, tuple(fields))
+
+    def enum(self, name: str) -> dict[int, str]:
+        """Return the names of an enum's values; ValueError if there is no enum called *name*."""
+        for found in self._types:
+            if found.kind == KIND_ENUM and found.name == name:
+                return self._enumerators(found)
+        raise ValueError(f"BTF has no enum {name}")
+
+    def _scalars(
+        self, found: _Type, name: str = "", position: int = 0, bits: int = 0
+    ) -> Iterator[tuple[str, _Type, int, int]]:
+        """Yield name, type, position in bits, and width if a bit-field's, of all integers and enums."""
+        if found.kind in (KIND_INT, KIND_ENUM):
+            yield name, found, position, bits
+        elif found.kind == KIND_ARRAY:
+            element, count = self._array(found)
+            stride = self._size(element) * 8
+            for index in range(count):
+                yield from self._scalars(element, f"{name}[{index}]", position + index * stride)
+        elif found.kind == KIND_STRUCT:
+            for string, member_type, where in struct.iter_unpack("=III", found.extra):
+                at, bits = (where & 0xFFFFFF, where >> 24) if found.kind_flag else (where, 0)
+                path = ".".join(filter(None, (name, _string(self._strings, string))))
+                yield from self._scalars(self._resolve(member_type), path, position + at, bits)
+
+    def _array(self, found: _Type) -> tuple[_Type, int]:
+        element_type, _index_type, count = struct.unpack("=III", found.extra)
+        return self._resolve(element_type), count
+
+    def _size(self, found: _Type) -> int:
+        if found.kind == KIND_ARRAY:
+            element, count = self._array(found)
+            return self._size(element) * count
+        return found.size_or_type
 
     def _resolve(self, type_id: int) -> _Type:
         found = self._types[type_id]

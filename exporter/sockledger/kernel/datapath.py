@@ -2,6 +2,7 @@
 
 import errno
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.libbpf import Link, LoadError, Object, Program
+from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
 
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 BPF_CGROUP_INET_INGRESS = 0
@@ -21,6 +22,9 @@ HOT_PATH = "sl_receive"
 
 # Typical cgroups use two protocols over two families.
 TOTALS_PER_CGROUP = 4
+
+# The kernel's tick, which CLOCK_MONOTONIC_COARSE moves by.
+CLOCK_MONOTONIC_COARSE = 6
 
 
 class Traffic(NamedTuple):
@@ -48,10 +52,48 @@ class TotalsKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """Label values of the key's enums, by their number."""
+    """Label values of the object's enums, by their number."""
 
     protocol: dict[int, str]
     family: dict[int, str]
+    role: dict[int, str]
+    failure: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is counted beside traffic; the members of struct settings."""
+
+    tcp: bool = True
+    tcp_histograms: bool = False
+    udp: bool = True
+
+
+# By map: the part that it belongs to. Their key 0 takes what finds them full.
+SUMS = {
+    "tcp_totals": "tcp",
+    "listen_totals": "tcp",
+    "tcp_histograms": "tcp_histograms",
+    "udp_totals": "udp",
+}
+
+
+class Sums:
+    """A map of sums by cgroup: keys and values are structs of numbers, here tuples in their order."""
+
+    def __init__(self, table: Map) -> None:
+        self._table = table
+        self._key, self._value = table.key, table.value
+        self.fields = tuple(field.name for field in self._value.fields)
+
+    def make_overflow(self) -> None:
+        """Make the entry that takes what finds no room."""
+        self._table.update(bytes(self._table.key_size), bytes(self._table.value_size))
+
+    def rows(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Yield all keys, the cgroup's id first, with their values."""
+        for keys, values in self._table.batches():
+            yield from zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True)
 
 
 def object_image() -> bytes:
@@ -72,23 +114,48 @@ def open_object(image: bytes | None = None) -> Object:
         raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
 
 
+def set_parts(opened: Object, root_id: int, parts: Parts) -> None:
+    """Set what the programs of an object will count, and in which cgroup, before its load."""
+    value = struct.pack("=Q???5x", root_id, parts.tcp, parts.tcp_histograms, parts.udp)
+    opened.maps[".rodata.settings"].set_initial_value(value)
+
+
 class DataPath:
     """The BPF programs and maps of one daemon. Until `attach` nothing runs; `close` leaves nothing behind."""
 
-    def __init__(self, root: CgroupRoot, *, cgroups: int, sockets: int, image: bytes | None = None) -> None:
+    def __init__(
+        self,
+        root: CgroupRoot,
+        *,
+        cgroups: int,
+        sockets: int,
+        connections: int,
+        parts: Parts = Parts(),
+        image: bytes | None = None,
+    ) -> None:
         """Load the object. *cgroups* limits the totals, *sockets* how many have a seat of their own.
 
+        *connections* limits the TCP sockets that are followed, and the UDP sockets that drop datagrams.
         UserError if the kernel refuses to load it.
         """
         self._root = root
         self._object = open_object(image)
+        self._parts = parts
         self.programs = self._object.programs
-        self.maps = self._object.maps
+        self.maps = {name: each for name, each in self._object.maps.items() if ".rodata" not in name}
         self.links: dict[str, Link] = {}
         self._meters: dict[int, tuple[Link, Link]] = {}
 
+        set_parts(self._object, root.id, parts)
+        for name, program in self.programs.items():
+            if name.startswith(("sl_tcp_", "sl_udp_")):
+                program.set_autoload(parts.tcp if name.startswith("sl_tcp_") else parts.udp)
         self.maps["sockets"].max_entries = sockets
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
+        self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
+        self.maps["udp_sockets"].max_entries = connections if parts.udp else 1
+        for name, part in SUMS.items():
+            self.maps[name].max_entries = cgroups + 1 if getattr(parts, part) else 1
         try:
             self._object.load()
         except LoadError as error:
@@ -97,19 +164,39 @@ class DataPath:
         _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
         _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
         self._key, self._value = key, value
+        self.sums = {name: Sums(self.maps[name]) for name, part in SUMS.items() if getattr(parts, part)}
+        for each in self.sums.values():
+            each.make_overflow()
         self.labels = Labels(
-            {number: name.lower() for number, name in key.field("protocol").names.items()},
-            {number: name.lower() for number, name in key.field("family").names.items()},
+            *(
+                {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
+                for enum in ("protocol", "family", "role", "failure")
+            )
         )
 
     def attach(self) -> None:
-        """Attach the hot path. UserError if the cgroup refuses; then nothing stays attached."""
+        """Attach all programs. UserError if the cgroup refuses; then nothing stays attached.
+
+        The ends of sockets first, then their packets, then what is older than these programs.
+        """
         try:
-            for name in (HOT_PATH, "sl_transmit"):
-                self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
+            if self._parts.tcp:
+                self.links["sl_tcp_states"] = self.programs["sl_tcp_states"].attach()
+                self._attach("sl_tcp_events")
+            if self._parts.udp:
+                self.links["sl_udp_drops"] = self.programs["sl_udp_drops"].attach()
+            self._attach(HOT_PATH)
+            self._attach("sl_transmit")
+            if self._parts.tcp:
+                adoption = self.programs["sl_tcp_adopt"].attach()
+                adoption.run_iterator()
+                adoption.destroy()
         except UserError:
             self._detach()
             raise
+
+    def _attach(self, name: str) -> None:
+        self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
 
     def detached(self) -> set[str]:
         """Return the programs of the hot path that the kernel does not run any more."""
@@ -154,6 +241,15 @@ class DataPath:
         self.grace_period()
         return self.programs["sl_flush"].run()
 
+    def flush_tcp(self) -> int:
+        """Add to the totals what TCP sockets have counted; return how many there are."""
+        return self.programs["sl_tcp_flush"].run() if self._parts.tcp else 0
+
+    def flush_udp(self) -> None:
+        """Add to the totals what UDP sockets have dropped."""
+        if self._parts.udp:
+            self.programs["sl_udp_flush"].run()
+
     def grace_period(self) -> None:
         """Return when every program that runs now has ended (an RCU grace period)."""
         inner = struct.pack("=I", self.maps["grace_inner"].fd)
@@ -186,10 +282,24 @@ class DataPath:
             value = self.maps["overflow"].lookup_index(index)
             yield key, Traffic._make(self._value.struct.unpack(value))
 
+    def node_histograms(self) -> tuple[int, ...]:
+        """Return the whole node's histograms, as in the sums called tcp_histograms."""
+        table = self.maps["node_histograms"]
+        return tuple(table.value.struct.unpack(table.lookup_index(0)))
+
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
         each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
         return {reason: sum(values[reason] for values in each) for reason in each[0]}
+
+
+def ticks_per_second() -> int:
+    """Return the kernel's HZ, in which tcp_sock's chronographs count."""
+    return round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE))
+
+
+def _label(enum: str, name: str) -> str:
+    return name.lower().removeprefix(f"{enum}_").replace("_", "-")
 
 
 def advice(error: LoadError | OSError) -> str:

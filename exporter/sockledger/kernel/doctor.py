@@ -11,7 +11,7 @@ from sockledger.errors import UserError
 from sockledger.kernel import libbpf
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
-from sockledger.kernel.datapath import attach_cgroup, open_object
+from sockledger.kernel.datapath import Parts, attach_cgroup, open_object, set_parts
 from sockledger.kernel.features import (
     BTF,
     CAP_SYS_ADMIN,
@@ -127,6 +127,7 @@ def _programs() -> Iterator[Finding]:
         with closing(open_object()) as tried:
             try:
                 tried.choose(name)
+                set_parts(tried, 0, Parts(tcp_histograms=True))
                 tried.load()
             except libbpf.LoadError as error:
                 yield Finding(f"program {name}", ok=False, detail=str(error))

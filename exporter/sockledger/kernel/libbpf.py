@@ -24,6 +24,7 @@ from sockledger.kernel.btf import Btf, Layout
 logger = logging.getLogger(__name__)
 
 BPF_ANY = 0
+BPF_LINK_TYPE_CGROUP = 3
 _LOG_LINES = 64
 _ITERATOR_BYTES = 32 * 1024  # what the kernel gathers for one read
 
@@ -111,6 +112,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
     "bpf_map__set_autocreate": (c_int, (c_void_p, ctypes.c_bool)),
+    "bpf_map__set_initial_value": (c_int, (c_void_p, c_char_p, c_size_t)),
     "bpf_map_lookup_elem": (c_int, (c_int, c_char_p, c_void_p)),
     "bpf_map_update_elem": (c_int, (c_int, c_char_p, c_char_p, c_uint64)),
     "bpf_map_lookup_batch": (
@@ -203,8 +205,9 @@ class Link:
         return int(_info(self.fd, _CgroupLinkInfo()).id)
 
     def attached(self) -> bool:
-        """Whether the kernel still runs a cgroup's program: its end or another process may detach it."""
-        return bool(_info(self.fd, _CgroupLinkInfo()).cgroup_id)
+        """Whether the kernel still runs the program; at a cgroup, its end or anybody may detach it."""
+        info = _info(self.fd, _CgroupLinkInfo())
+        return info.type != BPF_LINK_TYPE_CGROUP or bool(info.cgroup_id)
 
     def destroy(self) -> None:
         """Detach."""
@@ -315,6 +318,13 @@ class Map:
         """Let the object's load not make this map; no program that is loaded may use it."""
         _checked(_library().bpf_map__set_autocreate(self._pointer, False), "bpf_map__set_autocreate")  # noqa: FBT003
 
+    def set_initial_value(self, value: bytes) -> None:
+        """Set a global variable's value, before the object's load."""
+        _checked(
+            _library().bpf_map__set_initial_value(self._pointer, value, len(value)),
+            f"bpf_map__set_initial_value of {self.name}",
+        )
+
     def lookup(self, key: bytes) -> bytes | None:
         """Return a key's value, None if there is none."""
         return self._lookup(key, self.value_size)
@@ -394,13 +404,13 @@ class Object:
             ),
             "btf__raw_data",
         )
-        btf = Btf(ctypes.string_at(raw, size.value))
+        self.btf = Btf(ctypes.string_at(raw, size.value))
         self.programs = {
             program.name: program for program in map(Program, self._each(library.bpf_object__next_program))
         }
         self.maps = {
             found.name: found
-            for found in (Map(pointer, btf) for pointer in self._each(library.bpf_object__next_map))
+            for found in (Map(pointer, self.btf) for pointer in self._each(library.bpf_object__next_map))
         }
 
     def _each(self, following: Any) -> Iterator[int]:

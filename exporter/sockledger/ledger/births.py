@@ -1,14 +1,16 @@
 """A counter's birth: a scraper first gets a new series at 0, or `increase()` misses what came first.
 
 Series are numbered as they appear. A scraper has the highest number that it has seen; newer counters read
-0 in its next page, and their value once it has got that page.
+0 in its next page, and their value once it has got that page. So do all parts of a summary or a histogram,
+which are born together.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from sockledger.exposition.family import Series
+from sockledger.exposition.family import Series, go_float
 
 MAX_SCRAPERS = 256
 
@@ -30,6 +32,24 @@ class Births:
         """Return a new series, numbered."""
         self._count += 1
         return Series(labels, self._count)
+
+    def summary(self, labels: Sequence[tuple[str, str]]) -> tuple[Series, Series]:
+        """Return a new summary's series under one number: count, sum."""
+        self._count += 1
+        return Series(labels, self._count, "_count"), Series(labels, self._count, "_sum")
+
+    def histogram(self, labels: Sequence[tuple[str, str]], bounds: Sequence[float]) -> tuple[Series, ...]:
+        """Return a new histogram's series under one number: buckets, count, sum.
+
+        The buckets are those up to each of *bounds*, which ascend, and one up to infinity.
+        `histogram_values` has the values in this order.
+        """
+        count_and_sum = self.summary(labels)
+        buckets = [
+            Series([*labels, ("le", go_float(bound))], self._count, "_bucket")
+            for bound in (*bounds, math.inf)
+        ]
+        return (*buckets, *count_and_sum)
 
     @property
     def newest(self) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,14 @@ from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 logger = logging.getLogger(__name__)
 
 MAX_AGE_SECONDS = 1.0  # a scrape flushes anew what is older
+OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
+
+# By reason of a lost update: said once, when it first occurs.
+WARNINGS = {
+    "totals_full": "the totals are full: what is new counts as cgroup other, raise limits.cgroups",
+    "connections_full": "too many TCP sockets are open: not all are followed, raise limits.connections",
+    "udp_sockets_full": "too many UDP sockets drop datagrams: not all are followed, raise limits.connections",
+}
 
 
 class Account(NamedTuple):
@@ -24,15 +33,22 @@ class Account(NamedTuple):
     family: str
 
 
+# Sums in the order of the struct that they come from: `DataPath.sums[…].fields`.
+Record = tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Books:
     """What one flush found."""
 
     accounts: dict[Account, Traffic]
+    sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
+    node_histograms: Record
     attach_points: dict[str, Traffic]  # by path, "/" is the root
     lost_updates: dict[str, int]  # by reason
     totals_entries: int
     sockets: int
+    connections: int  # TCP sockets that are followed, listening ones too
     seconds: float  # how long the flush took
 
 
@@ -47,7 +63,7 @@ class Ledger:
         self._names = Names(root)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books({}, {}, {}, 0, 0, 0.0)
+        self.books = Books({}, {}, (), {}, {}, 0, 0, 0, 0.0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -60,6 +76,8 @@ class Ledger:
         self._meters.follow()
         before = self.datapath.control(self._root.id)
         sockets = self.datapath.flush_sockets()
+        connections = self.datapath.flush_tcp()
+        self.datapath.flush_udp()
         self.datapath.grace_period()  # drains that began elsewhere have landed
         totals = dict(self.datapath.totals())
         overflow = dict(self.datapath.overflow())
@@ -76,25 +94,34 @@ class Ledger:
             shown = label_value(path)  # seldom the same for two: a byte \xff is shown as the text \\xff is
             attach_points[shown] = traffic.plus(attach_points.get(shown, NO_TRAFFIC))
         lost = self.datapath.lost_updates()
-        if lost["totals_full"] and not self.books.lost_updates.get("totals_full"):
-            logger.warning("the totals are full: what is new counts as cgroup other, raise limits.cgroups")
+        for reason, text in WARNINGS.items():
+            if lost[reason] and not self.books.lost_updates.get(reason):
+                logger.warning(text)
         for name in (detached := self.datapath.detached()) - self._detached:
             logger.error("a program has been detached: counts are missing", extra={"program": name})
         self._detached = detached
         self._flushed = time.monotonic()
+        sums = {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
+        ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
+        workloads = {**self._names.resolve(ids - {OVERFLOW_ID}), OVERFLOW_ID: OVERFLOW}
         self.books = Books(
-            accounts=self._accounts(totals, overflow),
+            accounts=self._accounts(totals, overflow, workloads),
+            sums={name: _by_workload(rows, workloads) for name, rows in sums.items()},
+            node_histograms=self.datapath.node_histograms(),
             attach_points=attach_points,
             lost_updates=lost,
             totals_entries=len(totals),
             sockets=sockets,
+            connections=connections,
             seconds=self._flushed - start,
         )
 
     def _accounts(
-        self, totals: dict[TotalsKey, Traffic], overflow: dict[tuple[int, int], Traffic]
+        self,
+        totals: dict[TotalsKey, Traffic],
+        overflow: dict[tuple[int, int], Traffic],
+        workloads: Mapping[int, Workload],
     ) -> dict[Account, Traffic]:
-        workloads = self._names.resolve({key.cgroup_id for key in totals})
         protocols, families = self.datapath.labels.protocol, self.datapath.labels.family
         accounts: dict[Account, Traffic] = {}
         for key, traffic in totals.items():
@@ -106,6 +133,18 @@ class Ledger:
             if any(traffic):
                 accounts[Account(OVERFLOW, protocols[protocol], families[family])] = traffic
         return accounts
+
+
+def _by_workload(
+    rows: Mapping[tuple[int, ...], Record], workloads: Mapping[int, Workload]
+) -> dict[tuple[Workload, Record], Record]:
+    found: dict[tuple[Workload, Record], Record] = {}
+    for (cgroup_id, *rest), record in rows.items():
+        if cgroup_id not in workloads or (cgroup_id == OVERFLOW_ID and not any(record)):
+            continue
+        key = workloads[cgroup_id], tuple(rest)
+        found[key] = tuple(map(int.__add__, found[key], record)) if key in found else record
+    return found
 
 
 def sum_up(parts: list[Traffic]) -> Traffic:

@@ -4,16 +4,7 @@
 #define BULK_H
 
 #include "tcp.h"
-#include <linux/tcp.h>
-
-static struct tcp_info info_of(int fd)
-{
-	struct tcp_info info = {};
-	socklen_t length = sizeof(info);
-
-	check(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length), "TCP_INFO");
-	return info;
-}
+#include "tcp_info.h"
 
 static void *read_bulk(void *fd)
 {

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,11 +39,18 @@ enum {
 };
 
 static struct {
-	long count, seconds, family;
+	long count, seconds, family, keep, rounds, backlog;
+	bool slow, small_buffer;
 	const char *v4, *v6;
 	int cgroup[SIDES], netns[SIDES]; /* file descriptors, or -1 */
-} options = {
-	.count = 100, .seconds = 60, .v4 = "127.0.0.1", .v6 = "::1", .cgroup = {-1, -1}, .netns = {-1, -1}};
+} options = {.count = 100,
+	     .seconds = 60,
+	     .rounds = 1,
+	     .backlog = 8,
+	     .v4 = "127.0.0.1",
+	     .v6 = "::1",
+	     .cgroup = {-1, -1},
+	     .netns = {-1, -1}};
 
 static char buffer[1 << 20];
 

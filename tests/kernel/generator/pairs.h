@@ -17,10 +17,17 @@ static bool input_ended(void)
 	return poll(&p, 1, 0) != 0;
 }
 
+/* With what was made so far. */
 static void say_ready(void)
 {
+	print_result();
 	printf("ready\n");
 	fflush(stdout);
+}
+
+static void await_input_end(void)
+{
+	check(read(STDIN_FILENO, buffer, 1), "read");
 }
 
 /* The ends of n connections, or of n ways of datagrams. */
@@ -107,7 +114,7 @@ static void idle(void)
 	make_pairs();
 	one_round();
 	say_ready();
-	check(read(STDIN_FILENO, buffer, 1), "read");
+	await_input_end();
 	end_pairs();
 }
 

@@ -5,6 +5,9 @@
 
 #include "common.h"
 #include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/sock_diag.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
@@ -57,19 +60,26 @@ static int new_socket(enum kind kind, int type, int protocol)
 	return check(socket(socket_family[kind], type | SOCK_CLOEXEC, protocol), "socket");
 }
 
-static int port_of(int fd)
+static struct address own_address(int fd)
 {
 	struct address a = {.length = sizeof(a.v6)};
 
 	check(getsockname(fd, &a.any, &a.length), "getsockname");
+	return a;
+}
+
+static int port_of(int fd)
+{
+	struct address a = own_address(fd);
+
 	return ntohs(a.any.sa_family == AF_INET ? a.v4.sin_port : a.v6.sin6_port);
 }
 
-/* A socket on the wildcard address; port 0 is any. */
-static int bound(enum kind kind, int type, int protocol, int port)
+/* To the wildcard address; port 0 is any. */
+static void bind_wildcard(int fd, enum kind kind, int port)
 {
 	struct address a = address_of(kind == MAPPED ? DUAL : kind, "0.0.0.0", "::", port);
-	int fd = new_socket(kind, type, protocol), only = kind == V6;
+	int only = kind == V6;
 
 	if (kind != V4)
 		check(setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only)), "IPV6_V6ONLY");
@@ -79,7 +89,19 @@ static int bound(enum kind kind, int type, int protocol, int port)
 			fail("bind");
 		usleep(100);
 	}
+}
+
+static int bound(enum kind kind, int type, int protocol, int port)
+{
+	int fd = new_socket(kind, type, protocol);
+
+	bind_wildcard(fd, kind, port);
 	return fd;
+}
+
+static void set_option(int fd, int level, int name, int value, const char *what)
+{
+	check(setsockopt(fd, level, name, &value, sizeof(value)), what);
 }
 
 static void send_all(int fd, int size)
@@ -117,6 +139,49 @@ static void reset(int fd)
 	struct linger now = {.l_onoff = 1};
 
 	check(setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)), "SO_LINGER");
+	close(fd);
+}
+
+/* The address stays the socket's own only if it was bound to it. */
+static void disconnect(int fd)
+{
+	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
+	check(connect(fd, &nobody, sizeof(nobody)), "disconnecting");
+}
+
+/* Whatever comes for this socket is lost, as if on its way. */
+static void drop_all(int fd)
+{
+	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+	struct sock_fprog program = {1, &nothing};
+
+	check(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)), "SO_ATTACH_FILTER");
+}
+
+static void drop_no_more(int fd)
+{
+	set_option(fd, SOL_SOCKET, SO_DETACH_FILTER, 0, "SO_DETACH_FILTER");
+}
+
+static uint32_t drops_of(int fd)
+{
+	uint32_t info[SK_MEMINFO_VARS];
+	socklen_t length = sizeof(info);
+
+	check(getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &length), "SO_MEMINFO");
+	return info[SK_MEMINFO_DROPS];
+}
+
+static void set_sysctl(const char *name, const char *value)
+{
+	char path[128];
+	int fd;
+
+	/* under /proc/sys/net a path means the network namespace of whoever opens it */
+	snprintf(path, sizeof(path), "/proc/sys/net/%s", name);
+	fd = check(open(path, O_WRONLY | O_CLOEXEC), path);
+	check(write(fd, value, strlen(value)), path);
 	close(fd);
 }
 

@@ -5,6 +5,7 @@
 
 #include "made.h"
 #include "sockets.h"
+#include "tcp_info.h"
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -43,9 +44,17 @@ static enum ending ending_of(long i)
 	return i / KINDS % ENDINGS;
 }
 
+static int accept_from(int listener)
+{
+	int fd = check(accept(listener, NULL, NULL), "accept");
+
+	opened[SERVER][PASSIVE]++;
+	return fd;
+}
+
 static int accept_one(long i)
 {
-	return check(accept(listeners[i % KINDS], NULL, NULL), "accept");
+	return accept_from(listeners[i % KINDS]);
 }
 
 static void count_connection(enum kind kind)
@@ -54,14 +63,21 @@ static void count_connection(enum kind kind)
 	events[mapped_event] += kind == MAPPED;
 }
 
+static void connect_to(int fd, enum kind kind, int port)
+{
+	struct address a = server_address(kind, port);
+
+	check(connect(fd, &a.any, a.length), "connect");
+	opened[CLIENT][ACTIVE]++;
+	count_connection(kind);
+}
+
 static int connect_one(long i)
 {
 	enum kind kind = i % KINDS;
-	struct address a = server_address(kind, port_of(listeners[kind]));
 	int fd = new_socket(kind, SOCK_STREAM, 0);
 
-	check(connect(fd, &a.any, a.length), "connect");
-	count_connection(kind);
+	connect_to(fd, kind, port_of(listeners[kind]));
 	return fd;
 }
 
@@ -95,15 +111,22 @@ static void *serve(void *unused)
 	return NULL;
 }
 
-static void refused(enum kind kind)
+static void refuse(int fd, enum kind kind)
 {
 	struct address a = server_address(kind, CLOSED_PORT);
-	int fd = new_socket(kind, SOCK_STREAM, 0);
 
 	if (!connect(fd, &a.any, a.length) || errno != ECONNREFUSED)
 		fail("a connection to a closed port was not refused");
-	close(fd);
+	failed[CLIENT][CONNECT_REFUSED]++;
 	events[tcp_refused_event]++;
+}
+
+static void refused(enum kind kind)
+{
+	int fd = new_socket(kind, SOCK_STREAM, 0);
+
+	refuse(fd, kind);
+	close(fd);
 }
 
 static void one_connection(long i)
@@ -148,16 +171,21 @@ static void tcp(void)
 
 static void unaccepted(void)
 {
-	int fds[BATCH];
+	int fds[BATCH], queued[KINDS] = {};
 
+	for (int i = 0; i < BATCH; i++)
+		queued[i % KINDS == DUAL ? MAPPED : i % KINDS]++;
 	for (long done = 0; done < options.count; done += BATCH) {
 		enter(SERVER);
 		listen_all();
 		enter(CLIENT);
 		for (long i = 0; i < BATCH; i++)
 			fds[i] = connect_one(i);
-		for (enum kind kind = 0; kind < DUAL; kind++)
+		for (enum kind kind = 0; kind < DUAL; kind++) {
+			await_queued(listeners[kind], queued[kind]);
 			close(listeners[kind]);
+		}
+		opened[SERVER][PASSIVE] += BATCH;
 		for (long i = 0; i < BATCH; i++) {
 			receive_end(fds[i]);
 			close(fds[i]);
@@ -197,7 +225,9 @@ static void killed(void)
 			receive_end(accepted[i]);
 			close(accepted[i]);
 			events[killed_event]++;
-			count_connection(i % KINDS); /* the child's own count died with it */
+			/* the child's own counts died with it */
+			opened[CLIENT][ACTIVE]++;
+			count_connection(i % KINDS);
 		}
 		close(ready[0]);
 		close(ready[1]);

@@ -12,11 +12,20 @@
  *   steady      UDP and TCP sockets that send in turn until standard input ends
  *   idle        the same, but after one round they wait
  *   bulk        one connection that sends --count times 1 MiB, and its TCP_INFO
+ *   connections TCP connections that begin and end in every way there is, all over at the end but --keep of
+ *               them, which last until standard input ends; on one namespace's loopback
+ *   netns_destroyed
+ *               connections that are open when their network namespace loses its last process
+ *   accounts    connections whose TCP_INFO is read when nothing more can change it: --rounds of data,
+ *               with --slow 1 for a slow reader, with --small-buffer 1 for a small send buffer
+ *   listen_overflow
+ *               more connects than a listener's --backlog has room for, until standard input ends
+ *   udp_drops   UDP sockets that drop what comes, the last of them until standard input ends
  *
  * One process plays both sides: a socket belongs to the cgroup and the network namespace that its maker
  * was in, wherever the maker goes afterwards. Prints one line of JSON: under "figures" the IP packets and
- * bytes of each side that follow from the calls it made, TCP excepted, and under "events" how often what
- * happened.
+ * bytes of each side that follow from the calls it made, TCP excepted, under "events" how often what
+ * happened, under "connections" and "failures" what became of TCP connections, under "tcp_info" sums.
  */
 #define _GNU_SOURCE
 #include "tcp.h"
@@ -26,17 +35,32 @@
 #include "others.h"
 #include "pairs.h"
 #include "bulk.h"
+#include "connections.h"
+#include "netns.h"
+#include "accounts.h"
+#include "overflow.h"
+#include "drops.h"
 #include <fcntl.h>
 #include <sys/resource.h>
 
 static const struct {
 	const char *name;
 	void (*run)(void);
-} scenarios[] = {{"tcp", tcp},	     {"unaccepted", unaccepted},
-		 {"killed", killed}, {"udp", udp},
-		 {"flood", flood},   {"shared", shared},
-		 {"others", others}, {"idle", idle},
-		 {"steady", steady}, {"bulk", bulk}};
+} scenarios[] = {{"tcp", tcp},
+		 {"unaccepted", unaccepted},
+		 {"killed", killed},
+		 {"udp", udp},
+		 {"flood", flood},
+		 {"shared", shared},
+		 {"others", others},
+		 {"idle", idle},
+		 {"steady", steady},
+		 {"bulk", bulk},
+		 {"connections", connections},
+		 {"netns_destroyed", netns_destroyed},
+		 {"accounts", accounts},
+		 {"listen_overflow", listen_overflow},
+		 {"udp_drops", udp_drops}};
 
 static int open_path(const char *path, int flags)
 {
@@ -54,6 +78,16 @@ static void read_options(int argc, char **argv)
 			options.seconds = atol(value);
 		else if (!strcmp(name, "--family"))
 			options.family = atol(value);
+		else if (!strcmp(name, "--keep"))
+			options.keep = atol(value);
+		else if (!strcmp(name, "--rounds"))
+			options.rounds = atol(value);
+		else if (!strcmp(name, "--backlog"))
+			options.backlog = atol(value);
+		else if (!strcmp(name, "--slow"))
+			options.slow = atol(value);
+		else if (!strcmp(name, "--small-buffer"))
+			options.small_buffer = atol(value);
 		else if (!strcmp(name, "--v4"))
 			options.v4 = value;
 		else if (!strcmp(name, "--v6"))

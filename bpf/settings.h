@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What is in use, set by user space before the load: the verifier leaves out the rest. */
+#ifndef SOCKLEDGER_SETTINGS_H
+#define SOCKLEDGER_SETTINGS_H
+
+#include <linux/types.h>
+
+const volatile struct settings {
+	__u64 root; /* id of the cgroup in which we count */
+	__u8 tcp;
+	__u8 tcp_histograms; /* per cgroup, beside those of the node */
+	__u8 udp;
+} settings SEC(".rodata.settings") = {};
+
+#endif

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* From a TCP socket's own counters to the totals of its cgroup. */
+#ifndef SOCKLEDGER_TCP_ACCOUNT_H
+#define SOCKLEDGER_TCP_ACCOUNT_H
+
+#include "drain.h"
+#include "socket.h"
+#include "tcp.h"
+
+/* New entries; too large for the stack. */
+static const struct tcp_totals no_tcp_totals = {};
+static const struct tcp_histograms no_tcp_histograms = {};
+
+/* The index is checked where it is used: the verifier does not know the range of what was read from a map. */
+static __always_inline void add_to(__u64 *totals, __u32 index, __u32 size, __u64 n)
+{
+	asm volatile("" : "+r"(index));
+	if (index < size)
+		__sync_fetch_and_add(&totals[index], n);
+}
+
+static __always_inline struct tcp_totals *tcp_totals_of(__u64 cgroup_id)
+{
+	struct cgroup_key key = {cgroup_id}, other = {};
+
+	return find_or_make(&tcp_totals, &key, &no_tcp_totals, &other);
+}
+
+static __always_inline struct listen_totals *listen_totals_of(const struct tcp_socket *s)
+{
+	struct listen_key key = {s->cgroup_id, s->port}, other = {};
+	struct listen_totals none = {};
+
+	return find_or_make(&listen_totals, &key, &none, &other);
+}
+
+static __always_inline void add_to_histogram(struct histogram *h, __u64 microseconds)
+{
+	__u64 bound = FIRST_BUCKET;
+	int bucket = 0;
+
+	while (bucket < BUCKETS - 1 && microseconds > bound) {
+		bound *= 4;
+		bucket++;
+	}
+	__sync_fetch_and_add(&h->buckets[bucket], 1);
+	add(&h->sum, microseconds);
+}
+
+static __noinline int observe(struct tcp_totals *t, __u64 cgroup_id, enum measure measure, __u64 microseconds)
+{
+	struct cgroup_key key = {cgroup_id}, other = {};
+	struct tcp_histograms *h;
+	__u32 peer = 0;
+
+	__sync_fetch_and_add(&t->measured[measure].count, 1);
+	add(&t->measured[measure].sum, microseconds);
+	h = bpf_map_lookup_elem(&node_histograms, &peer);
+	if (h)
+		add_to_histogram(&h->measured[measure], microseconds);
+	if (!settings.tcp_histograms)
+		return 0;
+	h = find_or_make(&tcp_histograms, &key, &no_tcp_histograms, &other);
+	if (h)
+		add_to_histogram(&h->measured[measure], microseconds);
+	return 0;
+}
+
+/* ---- from the socket to a reading */
+
+static __always_inline void read_listener(const struct sock *sk, struct reading *r)
+{
+	r->queue_length = BPF_CORE_READ(sk, sk_ack_backlog);
+	r->queue_limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
+	r->drops = drops_of(sk);
+}
+
+/* As tcp_get_info_chrono_stats() does. */
+static __always_inline void read_chronos(const struct tcp_sock *tp, struct reading *r)
+{
+	__u32 running = BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type);
+	__u32 start = BPF_CORE_READ(tp, chrono_start), now = bpf_jiffies64();
+
+	bpf_core_read(r->busy, sizeof(r->busy), &tp->chrono_stat);
+	for (int i = 0; i < CHRONOS; i++)
+		if (running == i + 1)
+			r->busy[i] += now - start;
+}
+
+/* Nothing has come or gone since, and there is nothing to send: the most, so they are seen by a few reads. */
+static __always_inline bool idle(const struct sock *sk, const struct reading *cursor)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+
+	return BPF_CORE_READ(tp, segs_in) == cursor->receive_segments &&
+	       BPF_CORE_READ(tp, segs_out) == cursor->transmit_segments &&
+	       !BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type) &&
+	       BPF_CORE_READ(sk, __sk_common.skc_state) == cursor->state;
+}
+
+static __always_inline void read_connection(const struct sock *sk, struct reading *r)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+
+	r->acked_bytes = BPF_CORE_READ(tp, bytes_acked);
+	r->received_bytes = BPF_CORE_READ(tp, bytes_received);
+	r->transmit_segments = BPF_CORE_READ(tp, segs_out);
+	r->receive_segments = BPF_CORE_READ(tp, segs_in);
+	r->retransmitted_segments = BPF_CORE_READ(tp, total_retrans);
+	r->out_of_order_segments = BPF_CORE_READ(tp, rcv_ooopack);
+	r->rtt = BPF_CORE_READ(tp, srtt_us) >> 3;
+	read_chronos(tp, r);
+}
+
+static __always_inline enum failure failure_of(int error)
+{
+	switch (error) {
+	case 0:
+	case ECONNABORTED: /* by the administrator */
+		return FAILURE_ABORTED;
+	case ECONNREFUSED:
+		return FAILURE_REFUSED;
+	case ECONNRESET:
+	case EPIPE:
+		return FAILURE_RESET;
+	case ETIMEDOUT:
+		return FAILURE_TIMED_OUT;
+	case EHOSTUNREACH:
+		return FAILURE_HOST_UNREACHABLE;
+	case ENETUNREACH:
+		return FAILURE_NET_UNREACHABLE;
+	default:
+		return FAILURE_OTHER;
+	}
+}
+
+static __always_inline void read_socket(const struct sock *sk, enum phase phase, struct reading *r)
+{
+	__builtin_memset(r, 0, sizeof(*r));
+	r->state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	r->failure = failure_of(BPF_CORE_READ(sk, sk_err));
+	if (phase == LISTENING)
+		read_listener(sk, r);
+	else
+		read_connection(sk, r);
+}
+
+/* ---- from a reading to the totals */
+
+/* What a counter has moved on since; one that stands lower was read while it was set to 0. */
+#define ADVANCE(cursor, r, field)                                                                            \
+	({                                                                                                   \
+		typeof((r)->field) _n = (r)->field - (cursor)->field;                                        \
+		bool _on = _n && !(_n >> (sizeof(_n) * 8 - 1));                                              \
+		if (_on)                                                                                     \
+			(cursor)->field = (r)->field;                                                        \
+		_on ? _n : 0;                                                                                \
+	})
+
+static __noinline int account_connection(struct tcp_socket *s, struct tcp_totals *t, const struct reading *r)
+{
+	struct reading *c = &s->cursor;
+
+	add(&t->acked_bytes, ADVANCE(c, r, acked_bytes));
+	add(&t->received_bytes, ADVANCE(c, r, received_bytes));
+	add(&t->transmit_segments, ADVANCE(c, r, transmit_segments));
+	add(&t->receive_segments, ADVANCE(c, r, receive_segments));
+	add(&t->retransmitted_segments, ADVANCE(c, r, retransmitted_segments));
+	add(&t->out_of_order_segments, ADVANCE(c, r, out_of_order_segments));
+	for (int i = 0; i < CHRONOS; i++)
+		add(&t->busy[i], ADVANCE(c, r, busy[i]));
+	return 0;
+}
+
+/* Gauges: the socket's share goes from what it was to what it is; state 0 has none. */
+static __always_inline void move_state(struct tcp_socket *s, struct tcp_totals *t, __u8 state)
+{
+	__u8 before = s->cursor.state;
+
+	if (state == before)
+		return;
+	if (before)
+		add_to(t->sockets, before, STATES, -1);
+	if (state)
+		add_to(t->sockets, state, STATES, 1);
+	s->cursor.state = state;
+}
+
+static __noinline int account_listener(struct tcp_socket *s, const struct reading *r)
+{
+	struct listen_totals *t = listen_totals_of(s);
+	struct reading *c = &s->cursor;
+
+	if (!t)
+		return 0;
+	add(&t->drops, ADVANCE(c, r, drops));
+	add(&t->queue_length, (__s64)r->queue_length - c->queue_length);
+	add(&t->queue_limit, (__s64)r->queue_limit - c->queue_limit);
+	c->queue_length = r->queue_length;
+	c->queue_limit = r->queue_limit;
+	return 0;
+}
+
+/* An observation for each connection and slot in which it moved data, so that a busy one drowns no others. */
+static __always_inline void observe_rtt(struct tcp_socket *s, struct tcp_totals *t, const struct reading *r)
+{
+	__u32 slot = bpf_ktime_get_ns() / RTT_SLOT;
+
+	if (!r->rtt || slot == s->observed)
+		return;
+	if (r->acked_bytes == s->cursor.acked_bytes && r->received_bytes == s->cursor.received_bytes)
+		return;
+	s->observed = slot;
+	observe(t, s->cgroup_id, RTT, r->rtt);
+}
+
+#endif

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Datagrams that a UDP socket received and dropped. Each socket counts its own, mostly none: only those that
+ * have any are kept here, with a cursor of what has been added to the totals. The flush reads the sockets
+ * that had traffic, a tracepoint those that have just dropped and may be closed before the next flush.
+ */
+#ifndef SOCKLEDGER_UDP_H
+#define SOCKLEDGER_UDP_H
+
+#include "drain.h"
+#include "settings.h"
+#include "socket.h"
+#include <bpf/bpf_tracing.h>
+
+struct udp_socket {
+	__u64 address; /* of struct sock */
+	__u64 cgroup_id;
+	__u32 drops; /* cursor */
+	__u32 reserved;
+};
+
+struct udp_totals {
+	__u64 receive_drops;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144); /* set from limits.connections */
+	__type(key, __u64);	     /* cookie */
+	__type(value, struct udp_socket);
+} udp_sockets SEC(".maps");
+
+/* Key 0, made by user space, takes what finds it full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384); /* set from limits.cgroups */
+	__type(key, struct cgroup_key);
+	__type(value, struct udp_totals);
+} udp_totals SEC(".maps");
+
+static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const struct sock *sk, __u32 drops)
+{
+	struct udp_socket new = {.address = (__u64)sk, .cgroup_id = cgroup_of(sk), .drops = drops};
+	struct udp_socket *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
+	struct lost_updates *l;
+
+	if (s)
+		return s;
+	bpf_map_update_elem(&udp_sockets, &cookie, &new, BPF_NOEXIST);
+	s = bpf_map_lookup_elem(&udp_sockets, &cookie);
+	l = lost_updates();
+	if (!s && l)
+		__sync_fetch_and_add(&l->udp_sockets_full, 1);
+	return s;
+}
+
+/* At its first packet: what it dropped before is not ours to count. */
+static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
+{
+	__u32 drops = drops_of(sk);
+
+	if (drops)
+		udp_socket_of(cookie, sk, drops);
+	return 0;
+}
+
+static __noinline int pull_drops(__u64 cookie, const struct sock *sk)
+{
+	struct cgroup_key key = {}, other = {};
+	struct udp_totals none = {}, *t;
+	struct udp_socket *s;
+
+	if (!drops_of(sk) || cookie_at(sk) != cookie)
+		return 0;
+	s = udp_socket_of(cookie, sk, 0);
+	if (!s)
+		return 0;
+	key.id = s->cgroup_id;
+	t = find_or_make(&udp_totals, &key, &none, &other);
+	for (int tries = 0; tries < 8 && t; tries++) {
+		__u32 before = READ_ONCE(s->drops), now = drops_of(sk);
+
+		/* the cookie is read last: then the rest was this socket's */
+		if ((__s32)(now - before) <= 0 || cookie_at(sk) != cookie)
+			return 0;
+		if (__sync_val_compare_and_swap(&s->drops, before, now) == before) {
+			add(&t->receive_drops, now - before);
+			return 0;
+		}
+	}
+	return 0;
+}
+
+SEC("?tp_btf/udp_fail_queue_rcv_skb")
+int BPF_PROG(sl_udp_drops, int rc, const struct sock *sk)
+{
+	if (is_ours(sk))
+		pull_drops(bpf_get_socket_cookie((void *)sk), sk);
+	return 0;
+}
+
+static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s, void *unused)
+{
+	const struct sock *sk = (const void *)s->address;
+	__u64 key = *cookie;
+
+	pull_drops(key, sk);
+	if (cookie_at(sk) != key)
+		bpf_map_delete_elem(&udp_sockets, &key);
+	return 0;
+}
+
+/* All that ever dropped, and let go of those that are gone. */
+SEC("?syscall")
+int sl_udp_flush(void *ctx)
+{
+	bpf_for_each_map_elem(&udp_sockets, pull_drops_of, NULL, 0);
+	return 0;
+}
+
+#endif
