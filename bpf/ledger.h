@@ -88,6 +88,7 @@ struct lost_updates {
 				 */
 	__u64 connections_busy; /* the same, without memory, or where the last flush has a reused socket's
 				   entry */
+	__u64 end_unseen; /* a flush found a connection gone: what it counted since the last one is missing */
 };
 
 struct {

@@ -108,7 +108,7 @@ enum phase { CONNECTING, OPEN, LISTENING };
 #define LIVE	1
 #define PINNED	2
 #define ENDED	4
-#define SETTLED 8 /* only to be deleted */
+#define SETTLED 8 /* alone: only to be deleted, which has failed once */
 
 struct tcp_socket {
 	__u64 life;

@@ -50,11 +50,26 @@ static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals 
 	return 0;
 }
 
+static __always_inline void remove_entry(struct tcp_socket *s)
+{
+	__u64 cookie = s->cookie;
+
+	/* fails where an interrupt has come into the change of a bucket (up to 6.6) */
+	if (bpf_map_delete_elem(&tcp_sockets, &cookie))
+		__sync_lock_test_and_set(&s->life, SETTLED);
+}
+
+/* What could not be deleted, by whoever comes first. */
+static __always_inline void delete_settled(struct tcp_socket *s)
+{
+	if (READ_ONCE(s->life) == SETTLED && __sync_val_compare_and_swap(&s->life, SETTLED, ENDED) == SETTLED)
+		remove_entry(s);
+}
+
 /* The last entry in the books, by the one who has ended it. */
 static __noinline int settle(struct tcp_socket *s)
 {
 	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
-	__u64 cookie = s->cookie;
 
 	if (t) {
 		move_state(s, t, 0);
@@ -63,10 +78,7 @@ static __noinline int settle(struct tcp_socket *s)
 		else
 			settle_connection(s, t);
 	}
-	WRITE_ONCE(s->life, SETTLED);
-	/* fails where an interrupt has come into the change of a bucket (up to 6.6): the next flush deletes
-	 */
-	bpf_map_delete_elem(&tcp_sockets, &cookie);
+	remove_entry(s);
 	return 0;
 }
 
@@ -110,18 +122,43 @@ static __noinline struct tcp_socket *new_entry(__u64 cookie, const struct sock *
 	return NULL;
 }
 
-/* Of a socket that begins anew there can be an entry only if its last end was not seen, or not deleted. */
-static __noinline int end_last(__u64 cookie)
+/*
+ * The entry of a socket that has not ended. Memory is used again at once, so one that was found may be
+ * another's meanwhile, if its last end was handed over: the cookie is read after its life.
+ */
+static __always_inline struct tcp_socket *living(__u64 cookie)
 {
 	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
 
-	if (s && READ_ONCE(s->life) == LIVE) {
-		BRANCH(TCP_END_UNSEEN);
+	if (!s || (__sync_fetch_and_or(&s->life, 0) & ~PINNED) != LIVE || READ_ONCE(s->cookie) != cookie)
+		return NULL;
+	return s;
+}
+
+/* What was counted since the last flush is missing. */
+static __always_inline void note_unseen_end(void)
+{
+	struct lost_updates *l = lost_updates();
+
+	BRANCH(TCP_END_UNSEEN);
+	if (l)
+		__sync_fetch_and_add(&l->end_unseen, 1);
+}
+
+/* Before a socket begins anew: there is an entry only if its last end was not seen, or not deleted. */
+static __noinline int end_last(__u64 cookie)
+{
+	struct tcp_socket *s = living(cookie);
+
+	if (s) {
+		note_unseen_end();
 		s->end = s->cursor;
 		finish(s);
-	} else if (s && READ_ONCE(s->life) == SETTLED) {
-		bpf_map_delete_elem(&tcp_sockets, &cookie);
+		return 0;
 	}
+	s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	if (s)
+		delete_settled(s);
 	return 0;
 }
 
@@ -149,11 +186,11 @@ static __noinline int begin_connecting(__u64 cookie, const struct sock *sk)
 /* Both who connect to each other at the same time are told that they are passive: the first role holds. */
 static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum role role)
 {
-	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	struct tcp_socket *s = living(cookie);
 	__u64 now = bpf_ktime_get_ns();
 	struct tcp_totals *t;
 
-	if (s && s->phase == CONNECTING && !(READ_ONCE(s->life) & (ENDED | SETTLED))) {
+	if (s && s->phase == CONNECTING) {
 		t = tcp_totals_of(s->cgroup_id);
 		if (t)
 			observe(t, s->cgroup_id, CONNECT_DURATION, (now - s->since) / MICROSECOND);
@@ -221,16 +258,14 @@ static __noinline int adopt(__u64 cookie, const struct sock *sk)
 /* The socket goes to CLOSE from *before*, and may be used again or freed after it. */
 static __noinline int end(__u64 cookie, const struct sock *sk, __u8 before)
 {
-	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	struct tcp_socket *s = living(cookie);
 	struct tcp_totals *t;
 
 	if (s) {
-		if (READ_ONCE(s->life) & (ENDED | SETTLED))
-			return 0;
 		read_socket(sk, s->phase, &s->end);
 		finish(s);
 	} else if (connected(before)) {
-		/* older than these programs, and silent until now */
+		/* older than these programs and silent until now, or there was no room */
 		t = tcp_totals_of(cgroup_of(sk));
 		if (t) {
 			add(&t->opened[ROLE_UNKNOWN], 1);
@@ -256,11 +291,7 @@ static __noinline int pull(struct tcp_socket *s)
 	bool there;
 
 	if (__sync_val_compare_and_swap(&s->life, LIVE, LIVE | PINNED) != LIVE) {
-		if (READ_ONCE(s->life) == SETTLED) {
-			__u64 cookie = s->cookie;
-
-			bpf_map_delete_elem(&tcp_sockets, &cookie);
-		}
+		delete_settled(s);
 		return 0;
 	}
 	sk = (const void *)s->address;
@@ -285,7 +316,7 @@ static __noinline int pull(struct tcp_socket *s)
 				}
 			}
 		} else {
-			BRANCH(TCP_END_UNSEEN);
+			note_unseen_end();
 			s->end = s->cursor;
 			__sync_fetch_and_or(&s->life, ENDED);
 		}

@@ -84,7 +84,7 @@ def test_root_is_never_matched(place: Surroundings) -> None:
         page = daemon.page()
         assert points(page) == {"/", "/a", "/a/b"}
         attached = place.attached_by_cgroup()
-        assert len(attached[place.cgroup.path]) == 2, "sl_receive and sl_transmit, no meter"
+        assert len(attached[place.cgroup.path]) == 3, "sl_receive, sl_transmit and sl_tcp_events, no meter"
         assert len(attached[a.path]) == 2
 
 
@@ -113,7 +113,7 @@ def test_more_meters_than_the_limit_allows(place: Surroundings, netns: Netns) ->
         assert daemon.lines("level=ERROR") == 0
         for _ in range(200):
             stack.enter_context(closing(socket.create_connection(("127.0.0.1", daemon.port))))
-        assert daemon.page().sum("scrape_collector_success") == 3
+        assert daemon.page().sum("scrape_collector_success") == 6
         assert daemon.lines("all 50 connections are in use") == 1
 
 

@@ -10,7 +10,8 @@ from sockledger.ledger.ledger import Ledger
 FLUSH_DURATION = Metric(
     "sockledger_flush_duration_seconds",
     MetricType.GAUGE,
-    "How long the last flush took: the walk over all seats, two RCU grace periods, and reading the totals.",
+    "How long the last flush took: the walk over all seats and TCP sockets, two RCU grace periods, and reading "
+    "the totals.",
 )
 WORKLOADS = Metric(
     "sockledger_workloads",

@@ -1,6 +1,7 @@
 """The kernel half in use: its object, what it is attached to, the flush, and its maps' contents."""
 
 import errno
+import logging
 import struct
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import NamedTuple
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
+
+logger = logging.getLogger(__name__)
 
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 BPF_CGROUP_INET_INGRESS = 0
@@ -181,21 +184,36 @@ class DataPath:
         """
         try:
             if self._parts.tcp:
-                self.links["sl_tcp_states"] = self.programs["sl_tcp_states"].attach()
-                self._attach("sl_tcp_events")
+                self._attach("sl_tcp_states")
+                self._attach_cgroup("sl_tcp_events")
             if self._parts.udp:
-                self.links["sl_udp_drops"] = self.programs["sl_udp_drops"].attach()
-            self._attach(HOT_PATH)
-            self._attach("sl_transmit")
-            if self._parts.tcp:
-                adoption = self.programs["sl_tcp_adopt"].attach()
-                adoption.run_iterator()
-                adoption.destroy()
+                self._attach("sl_udp_drops")
+            self._attach_cgroup(HOT_PATH)
+            self._attach_cgroup("sl_transmit")
         except UserError:
             self._detach()
             raise
+        if self._parts.tcp:
+            self._adopt()
 
     def _attach(self, name: str) -> None:
+        try:
+            self.links[name] = self.programs[name].attach()
+        except OSError as error:
+            raise UserError(f"attaching program {name} failed: {error.strerror}: {advice(error)}") from None
+
+    def _adopt(self) -> None:
+        """Take in older sockets. Those that are not found now are at their first packet, or at their end."""
+        try:
+            link = self.programs["sl_tcp_adopt"].attach()
+            try:
+                link.run_iterator()
+            finally:
+                link.destroy()
+        except OSError as error:
+            logger.warning("older TCP sockets are not looked for", extra={"error": str(error)})
+
+    def _attach_cgroup(self, name: str) -> None:
         self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
 
     def detached(self) -> set[str]:

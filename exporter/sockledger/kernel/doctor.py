@@ -20,6 +20,7 @@ from sockledger.kernel.features import (
     counts_runs,
     effective_capabilities,
     lists_links,
+    sees_all_processes,
 )
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
 from sockledger.kernel.lock import Lock
@@ -67,6 +68,7 @@ def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
     if root is not None:
         yield _attachment(root)
         yield _other_daemons(root)
+    yield _older_connections()
     yield _run_statistics()
 
 
@@ -155,6 +157,14 @@ def _other_daemons(root: CgroupRoot) -> Finding:
         f"one is attached to {root.path}: another would wait" if hot_paths(root.id) else "none is attached"
     )
     return Finding("other daemons", ok=True, detail=detail)
+
+
+def _older_connections() -> Finding:
+    found = sees_all_processes()
+    detail = "found at start"
+    if not found:
+        detail = "found at their first packet: this is a pid namespace of its own (Kubernetes: hostPID)"
+    return Finding("older TCP connections", found, detail, needed=False)
 
 
 def _run_statistics() -> Finding:

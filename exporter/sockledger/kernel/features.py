@@ -9,6 +9,8 @@ from sockledger.errors import UserError
 STATUS = Path("/proc/self/status")
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 BTF = Path("/sys/kernel/btf/vmlinux")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
+PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h
 NO_BTF = f"{BTF} is missing: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
 
 
@@ -60,6 +62,11 @@ def require() -> None:
 def lists_links() -> bool:
     """Whether an iterator can list all BPF links (since Linux 5.19)."""
     return b"\0bpf_iter__bpf_link\0" in BTF.read_bytes()
+
+
+def sees_all_processes() -> bool:
+    """Whether this is the first pid namespace, beyond which an iterator over files sees no process."""
+    return PID_NAMESPACE.stat().st_ino == PROC_PID_INIT_INO
 
 
 def counts_runs() -> bool:
