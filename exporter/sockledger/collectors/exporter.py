@@ -10,7 +10,7 @@ from sockledger.ledger.ledger import Ledger
 FLUSH_DURATION = Metric(
     "sockledger_flush_duration_seconds",
     MetricType.GAUGE,
-    "How long the last flush took: the walk over all seats and TCP sockets, two RCU grace periods, and reading "
+    "How long the last flush took: walks over all seats and TCP sockets, two RCU grace periods, and reading "
     "the totals.",
 )
 WORKLOADS = Metric(
