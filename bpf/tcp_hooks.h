@@ -50,7 +50,7 @@ int sl_tcp_events(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		want_callbacks(ctx);
 		end_last(bpf_get_socket_cookie(ctx));
-		begin_listening(bpf_get_socket_cookie(ctx), sk);
+		begin_listening(bpf_get_socket_cookie(ctx), sk, true);
 		break;
 	case BPF_SOCK_OPS_RTO_CB:
 		count_timeout(sk);

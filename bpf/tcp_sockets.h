@@ -95,9 +95,9 @@ static __always_inline void finish(struct tcp_socket *s)
 
 static const struct tcp_socket no_tcp_socket = {}; /* too large for the stack */
 
-/* A new entry, not yet LIVE; NULL if there can be none. */
+/* A new entry, not yet LIVE; NULL if there can be none, which is noted if this is the first try. */
 static __noinline struct tcp_socket *new_entry(__u64 cookie, const struct sock *sk, enum phase phase,
-					       enum role role)
+					       enum role role, bool first)
 {
 	struct tcp_socket *s;
 	struct lost_updates *l;
@@ -116,7 +116,7 @@ static __noinline struct tcp_socket *new_entry(__u64 cookie, const struct sock *
 		}
 	}
 	BRANCH(TCP_SOCKETS_FULL);
-	l = lost_updates();
+	l = first ? lost_updates() : NULL;
 	if (l)
 		__sync_fetch_and_add(error == -E2BIG ? &l->connections_full : &l->connections_busy, 1);
 	return NULL;
@@ -173,7 +173,7 @@ static __noinline int begin_connecting(__u64 cookie, const struct sock *sk)
 	struct tcp_socket *s;
 
 	end_last(cookie);
-	s = new_entry(cookie, sk, CONNECTING, ROLE_ACTIVE);
+	s = new_entry(cookie, sk, CONNECTING, ROLE_ACTIVE, true);
 	if (!s)
 		return 0;
 	/* a socket that is used again brings its chronographs along: tcp_disconnect() leaves them */
@@ -198,7 +198,7 @@ static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum
 		s->phase = OPEN;
 	} else {
 		end_last(cookie);
-		s = new_entry(cookie, sk, OPEN, role);
+		s = new_entry(cookie, sk, OPEN, role, role == ROLE_PASSIVE);
 		if (!s)
 			return 0;
 		s->since = now;
@@ -210,9 +210,9 @@ static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum
 	return 0;
 }
 
-static __always_inline int begin_listening(__u64 cookie, const struct sock *sk)
+static __always_inline int begin_listening(__u64 cookie, const struct sock *sk, bool first)
 {
-	struct tcp_socket *s = new_entry(cookie, sk, LISTENING, ROLE_UNKNOWN);
+	struct tcp_socket *s = new_entry(cookie, sk, LISTENING, ROLE_UNKNOWN, first);
 	struct listen_totals *t;
 
 	if (!s)
@@ -240,10 +240,10 @@ static __noinline int adopt(__u64 cookie, const struct sock *sk)
 	if (bpf_map_lookup_elem(&tcp_sockets, &cookie))
 		return 0;
 	if (state == BPF_TCP_LISTEN)
-		return begin_listening(cookie, sk);
+		return begin_listening(cookie, sk, false);
 	if (!connected(state))
 		return 0;
-	s = new_entry(cookie, sk, OPEN, ROLE_UNKNOWN);
+	s = new_entry(cookie, sk, OPEN, ROLE_UNKNOWN, false);
 	if (!s)
 		return 0;
 	BRANCH(TCP_ADOPTED);

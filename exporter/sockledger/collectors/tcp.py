@@ -87,7 +87,8 @@ _COUNTERS = (
     ),
     (
         "retransmission_timeouts",
-        "Retransmission timer expirations (sockops RTO_CB); not of connections older than the daemon.",
+        "Retransmission timer expirations (sockops RTO_CB); not of connections older than the daemon, nor "
+        "where another sockops program clears the flag.",
         "retransmission_timeouts",
     ),
     (
@@ -101,10 +102,14 @@ _COUNTERS = (
         "Segments received out of order (tcp_sock.rcv_ooopack).",
         "out_of_order_segments",
     ),
-    ("acked_bytes", "Bytes sent and acknowledged (tcp_sock.bytes_acked).", "acked_bytes"),
+    (
+        "acked_bytes",
+        "Bytes sent and acknowledged, SYN and FIN as one each (tcp_sock.bytes_acked).",
+        "acked_bytes",
+    ),
     (
         "received_bytes",
-        "Bytes received in order, without what came twice (tcp_sock.bytes_received).",
+        "Bytes received in order, without what came twice, a FIN as one (tcp_sock.bytes_received).",
         "received_bytes",
     ),
 )
@@ -117,7 +122,7 @@ RTT = Metric(
     "sockledger_tcp_rtt_seconds",
     MetricType.SUMMARY,
     "Smoothed round trip times (tcp_sock.srtt_us): one observation of each connection per 10 s in which it "
-    "moved data, and one at its end.",
+    "moved data, at a flush, and one at its end.",
     cardinality=_OR_HISTOGRAM,
 )
 CONNECT_DURATION = Metric(
@@ -129,7 +134,7 @@ CONNECT_DURATION = Metric(
 LIFETIME = Metric(
     "sockledger_tcp_connection_lifetime_seconds",
     MetricType.SUMMARY,
-    "From ESTABLISHED to the end, of connections that ended and were opened before the daemon's eyes.",
+    "From ESTABLISHED to the end, of connections that were opened while the daemon ran, and have ended.",
     cardinality=_OR_HISTOGRAM,
 )
 # In the order of enum measure.
@@ -168,7 +173,9 @@ class _Row:
     plus: tuple[int, ...]  # positions in the record
     minus: tuple[int, ...] = ()
     scale: float | None = None
-    shown_by: int | None = None  # position of what is not 0 when the series begins; None: it begins at once
+    shown_by: tuple[
+        int, ...
+    ] = ()  # positions, of which one is not 0 when the series begins; none: it does at once
 
     def value(self, record: Record) -> int | float:
         value = sum(record[at] for at in self.plus) - sum(record[at] for at in self.minus)
@@ -205,7 +212,7 @@ class TcpCollector:
                 value = row.value(record)
                 series = self._series.get((number, workload))
                 if series is None:
-                    if row.shown_by is not None and not record[row.shown_by]:
+                    if row.shown_by and not any(record[at] for at in row.shown_by):
                         continue
                     labels = [*workload._asdict().items(), *row.label]
                     series = self._series[number, workload] = self._births.series(labels)
@@ -247,18 +254,22 @@ class TcpCollector:
 def _rows(fields: Sequence[str], ledger: Ledger) -> Iterable[tuple[Metric, _Row]]:
     """Yield the metrics with each series that they have for a workload."""
     labels = ledger.datapath.labels
+    failures = {
+        reason: fields.index(f"connect_failures[{number}]") for number, reason in labels.failure.items()
+    }
     for number, role in labels.role.items():
         opened, closed = (fields.index(f"{name}[{number}]") for name in ("opened", "closed"))
         label = (("role", role),)
-        yield OPENED, _Row(label, (opened,), shown_by=opened)
-        yield CLOSED, _Row(label, (closed,), shown_by=opened)
-        yield CONNECTIONS, _Row(label, (opened,), (closed,), shown_by=opened)
+        # where all connects fail there is a 0 to divide by
+        shown_by = (opened, *failures.values()) if role == "active" else (opened,)
+        yield OPENED, _Row(label, (opened,), shown_by=shown_by)
+        yield CLOSED, _Row(label, (closed,), shown_by=shown_by)
+        yield CONNECTIONS, _Row(label, (opened,), (closed,), shown_by=shown_by)
     for number, state in STATES.items():
         at = fields.index(f"sockets[{number}]")
-        yield SOCKETS, _Row((("state", state),), (at,), shown_by=at)
-    for number, reason in labels.failure.items():
-        at = fields.index(f"connect_failures[{number}]")
-        yield CONNECT_FAILURES, _Row((("reason", reason),), (at,), shown_by=at)
+        yield SOCKETS, _Row((("state", state),), (at,), shown_by=(at,))
+    for reason, at in failures.items():
+        yield CONNECT_FAILURES, _Row((("reason", reason),), (at,), shown_by=(at,))
     for metric, (_, _, field) in zip(COUNTERS, _COUNTERS, strict=True):
         yield metric, _Row((), (fields.index(field),))
     busy = [fields.index(f"busy[{number}]") for number in range(3)]

@@ -36,10 +36,15 @@ OVERCOUNTED = Metric(
 LOST_UPDATES = Metric(
     "sockledger_lost_updates",
     MetricType.COUNTER,
-    "Updates in the kernel that had to go another way. sockets_full: no seat for the socket, counted under "
-    "its cgroup, only slower (limits.sockets is too small). "
+    "Updates in the kernel that had to go another way, or could not be made. sockets_full: no seat for the "
+    "socket, counted under its cgroup, only slower (limits.sockets is too small). "
     "totals_full: counted under cgroup other (limits.cgroups is too small). "
-    "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6).",
+    "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6). "
+    "udp_sockets_full: no room for a UDP socket that drops datagrams, its drops are missing. "
+    "connections_full: no room for a TCP socket (limits.connections is too small): a connection is counted "
+    "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
+    "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
+    "end_unseen: a flush found a connection gone; what it counted since the last flush is missing.",
     ("reason",),
     "reasons",
 )

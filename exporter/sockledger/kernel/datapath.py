@@ -323,7 +323,7 @@ def _label(enum: str, name: str) -> str:
 def advice(error: LoadError | OSError) -> str:
     """Return what to do about an object that does not load."""
     if error.errno == errno.ENOMEM:
-        return "allow the daemon more memory, or lower limits.sockets and limits.cgroups"
+        return "allow the daemon more memory, or lower limits.sockets, limits.connections and limits.cgroups"
     if error.errno == errno.EMFILE:
         return "raise the limit of open files (LimitNOFILE=)"
     return "see sockledger doctor"
