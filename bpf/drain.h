@@ -21,47 +21,42 @@ static __always_inline void add(__u64 *total, __u64 n)
 		__sync_fetch_and_add(total, n);
 }
 
-/* The value of *key* in *map*, made of *none* if need be; where the map is full, that of key *other*. */
-static __always_inline void *find_or_make(void *map, const void *key, const void *none, const void *other)
+/* The value of *key* in *map*, made of *none* if need be; NULL where the map is full, or busy. */
+static __always_inline void *find_or_make(void *map, const void *key, const void *none)
 {
 	void *found = bpf_map_lookup_elem(map, key);
 	struct lost_updates *l;
+	int error; /* not long: before 6.4 the upper half is not set */
 
 	if (found)
 		return found;
-	bpf_map_update_elem(map, key, none, BPF_NOEXIST);
+	/* -EEXIST: another CPU was first, and the look-up finds its entry */
+	error = bpf_map_update_elem(map, key, none, BPF_NOEXIST);
 	found = bpf_map_lookup_elem(map, key);
 	if (found)
 		return found;
 	BRANCH(TOTALS_FULL);
 	l = lost_updates();
 	if (l)
-		__sync_fetch_and_add(&l->totals_full, 1);
-	return bpf_map_lookup_elem(map, other);
+		__sync_fetch_and_add(error == -E2BIG ? &l->totals_full : &l->totals_busy, 1);
+	return NULL;
 }
 
 /* The totals of *key*, made if need be; where the map is full, those of its protocol and family. */
 static __always_inline struct totals *totals_of(const struct totals_key *key)
 {
-	struct totals *t = bpf_map_lookup_elem(&totals, key);
-	struct totals none = {};
-	struct lost_updates *l;
-	int error; /* not long: before 6.4 the upper half is not set */
-	__u32 i;
+	struct totals none = {}, *t = find_or_make(&totals, key, &none);
+	__u32 i = key->protocol * FAMILIES + key->family;
 
-	if (t)
-		return t;
-	/* -EEXIST: another CPU was first, and the look-up finds its entry */
-	error = bpf_map_update_elem(&totals, key, &none, BPF_NOEXIST);
-	t = bpf_map_lookup_elem(&totals, key);
-	if (t)
-		return t;
-	BRANCH(TOTALS_FULL);
-	l = lost_updates();
-	if (l)
-		__sync_fetch_and_add(error == -E2BIG ? &l->totals_full : &l->totals_busy, 1);
-	i = key->protocol * FAMILIES + key->family;
-	return bpf_map_lookup_elem(&overflow, &i);
+	return t ? t : bpf_map_lookup_elem(&overflow, &i);
+}
+
+/* The same of a cgroup in other maps, in which key 0, made by user space, takes what finds no room. */
+static __always_inline void *sums_of(void *map, const void *key, const void *none, const void *other)
+{
+	void *found = find_or_make(map, key, none);
+
+	return found ? found : bpf_map_lookup_elem(map, other);
 }
 
 /*

@@ -68,16 +68,24 @@ struct tcp_histograms {
 	struct histogram measured[MEASURES];
 };
 
+/* Of the whole node. */
+struct node_totals {
+	__u64 retransmitted_segments;
+	struct tcp_histograms histograms;
+};
+
 struct listen_key {
 	__u64 cgroup_id;
 	__u64 port;
 };
 
 struct listen_totals {
-	__u64 listeners; /* now */
-	__u64 queue_length;
-	__u64 queue_limit;
 	__u64 drops;
+};
+
+struct listen_queue {
+	__u64 length;
+	__u64 limit;
 };
 
 /* A moment's state of tcp_sock; as a cursor: what has been added to the totals so far. */
@@ -89,6 +97,7 @@ struct reading {
 	__u32 retransmitted_segments;
 	__u32 out_of_order_segments;
 	__u32 busy[CHRONOS];
+	__u32 jiffies;	    /* when it was read */
 	__u32 rtt;	    /* microseconds; it is what it is, and no sum */
 	__u32 queue_length; /* these three of listeners */
 	__u32 queue_limit;
@@ -97,7 +106,12 @@ struct reading {
 	__u8 state;
 };
 
-enum phase { CONNECTING, OPEN, LISTENING };
+/*
+ * FOUND is a connection that is older than these programs, or so it seems: who finds a socket without an
+ * entry may have looked when its end had just been counted. So it counts only when a flush finds it, too, or
+ * its end does.
+ */
+enum phase { CONNECTING, OPEN, LISTENING, FOUND, NONE };
 
 /*
  * How a socket's entry lives. Who takes an entry out of LIVE owns it: the flush, for as long as it reads and
@@ -112,6 +126,7 @@ enum phase { CONNECTING, OPEN, LISTENING };
 
 struct tcp_socket {
 	__u64 life;
+	__u64 key; /* the cookie, or that of a REUSED socket */
 	__u64 cookie;
 	__u64 address; /* of struct sock */
 	__u64 cgroup_id;
@@ -126,11 +141,17 @@ struct tcp_socket {
 
 #define RTT_SLOT 10000000000ULL /* nanoseconds */
 
+/* A socket's key if a flush still has the entry of its last connection. */
+#define REUSED (1ULL << 63)
+
+/* For so long the end that was counted may take to become the socket's state; nanoseconds. */
+#define MATURE 1000000
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 262144); /* set from limits.connections */
-	__type(key, __u64);	     /* cookie */
+	__type(key, __u64);
 	__type(value, struct tcp_socket);
 } tcp_sockets SEC(".maps");
 
@@ -156,12 +177,22 @@ struct {
 	__type(value, struct tcp_histograms);
 } tcp_histograms SEC(".maps");
 
-/* Of the whole node, by class of the remote address; there is none yet but 0. */
+/* By class of the remote address; there is none yet but 0. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct tcp_histograms);
-} node_histograms SEC(".maps");
+	__type(value, struct node_totals);
+} node_totals SEC(".maps");
+
+/* Made anew by each flush, which user space begins by emptying it: those of ports that somebody listens on.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384); /* set from limits.cgroups */
+	__type(key, struct listen_key);
+	__type(value, struct listen_queue);
+} listen_queues SEC(".maps");
 
 #endif

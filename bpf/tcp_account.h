@@ -23,7 +23,7 @@ static __always_inline struct tcp_totals *tcp_totals_of(__u64 cgroup_id)
 {
 	struct cgroup_key key = {cgroup_id}, other = {};
 
-	return find_or_make(&tcp_totals, &key, &no_tcp_totals, &other);
+	return sums_of(&tcp_totals, &key, &no_tcp_totals, &other);
 }
 
 static __always_inline struct listen_totals *listen_totals_of(const struct tcp_socket *s)
@@ -31,7 +31,7 @@ static __always_inline struct listen_totals *listen_totals_of(const struct tcp_s
 	struct listen_key key = {s->cgroup_id, s->port}, other = {};
 	struct listen_totals none = {};
 
-	return find_or_make(&listen_totals, &key, &none, &other);
+	return sums_of(&listen_totals, &key, &none, &other);
 }
 
 static __always_inline void add_to_histogram(struct histogram *h, __u64 microseconds)
@@ -47,20 +47,27 @@ static __always_inline void add_to_histogram(struct histogram *h, __u64 microsec
 	add(&h->sum, microseconds);
 }
 
+/* Never NULL: the map is an array of one. */
+static __always_inline struct node_totals *the_node(void)
+{
+	__u32 peer = 0;
+
+	return bpf_map_lookup_elem(&node_totals, &peer);
+}
+
 static __noinline int observe(struct tcp_totals *t, __u64 cgroup_id, enum measure measure, __u64 microseconds)
 {
 	struct cgroup_key key = {cgroup_id}, other = {};
+	struct node_totals *node = the_node();
 	struct tcp_histograms *h;
-	__u32 peer = 0;
 
 	__sync_fetch_and_add(&t->measured[measure].count, 1);
 	add(&t->measured[measure].sum, microseconds);
-	h = bpf_map_lookup_elem(&node_histograms, &peer);
-	if (h)
-		add_to_histogram(&h->measured[measure], microseconds);
+	if (node)
+		add_to_histogram(&node->histograms.measured[measure], microseconds);
 	if (!settings.tcp_histograms)
 		return 0;
-	h = find_or_make(&tcp_histograms, &key, &no_tcp_histograms, &other);
+	h = sums_of(&tcp_histograms, &key, &no_tcp_histograms, &other);
 	if (h)
 		add_to_histogram(&h->measured[measure], microseconds);
 	return 0;
@@ -79,12 +86,13 @@ static __always_inline void read_listener(const struct sock *sk, struct reading 
 static __always_inline void read_chronos(const struct tcp_sock *tp, struct reading *r)
 {
 	__u32 running = BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type);
-	__u32 start = BPF_CORE_READ(tp, chrono_start), now = bpf_jiffies64();
+	__u32 start = BPF_CORE_READ(tp, chrono_start);
 
+	r->jiffies = bpf_jiffies64();
 	bpf_core_read(r->busy, sizeof(r->busy), &tp->chrono_stat);
 	for (int i = 0; i < CHRONOS; i++)
 		if (running == i + 1)
-			r->busy[i] += now - start;
+			r->busy[i] += r->jiffies - start;
 }
 
 /* Nothing has come or gone since, and there is nothing to send: the most, so they are seen by a few reads. */
@@ -157,18 +165,38 @@ static __always_inline void read_socket(const struct sock *sk, enum phase phase,
 		_on ? _n : 0;                                                                                \
 	})
 
+/*
+ * No time can have gone on for longer than has passed. It looks so where a flush has read the three while the
+ * kernel went from one to another: then the next reading counts. The last one is under the socket's lock.
+ */
+static __always_inline void account_busy(struct tcp_totals *t, struct reading *c, const struct reading *r)
+{
+	__u32 passed = r->jiffies - c->jiffies, gone = 0;
+
+	for (int i = 0; i < CHRONOS; i++)
+		gone += r->busy[i] - c->busy[i];
+	if (gone > passed + 1)
+		return;
+	for (int i = 0; i < CHRONOS; i++)
+		add(&t->busy[i], ADVANCE(c, r, busy[i]));
+	c->jiffies = r->jiffies;
+}
+
 static __noinline int account_connection(struct tcp_socket *s, struct tcp_totals *t, const struct reading *r)
 {
+	struct node_totals *node = the_node();
 	struct reading *c = &s->cursor;
+	__u32 retransmitted = ADVANCE(c, r, retransmitted_segments);
 
 	add(&t->acked_bytes, ADVANCE(c, r, acked_bytes));
 	add(&t->received_bytes, ADVANCE(c, r, received_bytes));
 	add(&t->transmit_segments, ADVANCE(c, r, transmit_segments));
 	add(&t->receive_segments, ADVANCE(c, r, receive_segments));
-	add(&t->retransmitted_segments, ADVANCE(c, r, retransmitted_segments));
 	add(&t->out_of_order_segments, ADVANCE(c, r, out_of_order_segments));
-	for (int i = 0; i < CHRONOS; i++)
-		add(&t->busy[i], ADVANCE(c, r, busy[i]));
+	add(&t->retransmitted_segments, retransmitted);
+	if (node)
+		add(&node->retransmitted_segments, retransmitted);
+	account_busy(t, c, r);
 	return 0;
 }
 
@@ -186,18 +214,26 @@ static __always_inline void move_state(struct tcp_socket *s, struct tcp_totals *
 	s->cursor.state = state;
 }
 
-static __noinline int account_listener(struct tcp_socket *s, const struct reading *r)
+static __noinline int account_drops(struct tcp_socket *s, const struct reading *r)
 {
-	struct listen_totals *t = listen_totals_of(s);
-	struct reading *c = &s->cursor;
+	__u32 drops = ADVANCE(&s->cursor, r, drops);
+	struct listen_totals *t = drops ? listen_totals_of(s) : NULL;
 
-	if (!t)
-		return 0;
-	add(&t->drops, ADVANCE(c, r, drops));
-	add(&t->queue_length, (__s64)r->queue_length - c->queue_length);
-	add(&t->queue_limit, (__s64)r->queue_limit - c->queue_limit);
-	c->queue_length = r->queue_length;
-	c->queue_limit = r->queue_limit;
+	if (t)
+		add(&t->drops, drops);
+	return 0;
+}
+
+/* Only the flush writes these, and they begin at 0 with it. */
+static __noinline int add_queue(struct tcp_socket *s, const struct reading *r)
+{
+	struct listen_key key = {s->cgroup_id, s->port};
+	struct listen_queue none = {}, *q = find_or_make(&listen_queues, &key, &none);
+
+	if (q) {
+		q->length += r->queue_length;
+		q->limit += r->queue_limit;
+	}
 	return 0;
 }
 

@@ -49,15 +49,18 @@ int sl_tcp_events(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		want_callbacks(ctx);
-		end_last(bpf_get_socket_cookie(ctx));
-		begin_listening(bpf_get_socket_cookie(ctx), sk, true);
+		begin_listening(bpf_get_socket_cookie(ctx), sk);
 		break;
 	case BPF_SOCK_OPS_RTO_CB:
 		count_timeout(sk);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] == BPF_TCP_CLOSE)
-			end(bpf_get_socket_cookie(ctx), sk, ctx->args[0]);
+		if (ctx->args[1] != BPF_TCP_CLOSE)
+			break;
+		/* not args[0], which is reply, too: a program before may have written that */
+		end(bpf_get_socket_cookie(ctx), sk, ctx->state);
+		/* or it ends again by sl_tcp_states, where a program before has taken the flag */
+		want_callbacks(ctx);
 		break;
 	}
 	return 1;

@@ -23,18 +23,6 @@ static __always_inline bool connected(__u8 state)
 	}
 }
 
-static __noinline int settle_listener(struct tcp_socket *s)
-{
-	struct listen_totals *t = listen_totals_of(s);
-
-	s->end.queue_length = 0;
-	s->end.queue_limit = 0;
-	account_listener(s, &s->end);
-	if (t)
-		add(&t->listeners, -1);
-	return 0;
-}
-
 static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals *t)
 {
 	account_connection(s, t, &s->end);
@@ -44,7 +32,9 @@ static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals 
 	}
 	if (s->end.rtt)
 		observe(t, s->cgroup_id, RTT, s->end.rtt);
-	if (s->since)
+	if (s->phase == FOUND)
+		add_to(t->opened, s->role, ROLES, 1);
+	else if (s->since)
 		observe(t, s->cgroup_id, LIFETIME, (bpf_ktime_get_ns() - s->since) / MICROSECOND);
 	add_to(t->closed, s->role, ROLES, 1);
 	return 0;
@@ -52,10 +42,10 @@ static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals 
 
 static __always_inline void remove_entry(struct tcp_socket *s)
 {
-	__u64 cookie = s->cookie;
+	__u64 key = s->key;
 
 	/* fails where an interrupt has come into the change of a bucket (up to 6.6) */
-	if (bpf_map_delete_elem(&tcp_sockets, &cookie))
+	if (bpf_map_delete_elem(&tcp_sockets, &key))
 		__sync_lock_test_and_set(&s->life, SETTLED);
 }
 
@@ -74,8 +64,8 @@ static __noinline int settle(struct tcp_socket *s)
 	if (t) {
 		move_state(s, t, 0);
 		if (s->phase == LISTENING)
-			settle_listener(s);
-		else
+			account_drops(s, &s->end);
+		else if (s->phase != NONE)
 			settle_connection(s, t);
 	}
 	remove_entry(s);
@@ -95,54 +85,77 @@ static __always_inline void finish(struct tcp_socket *s)
 
 static const struct tcp_socket no_tcp_socket = {}; /* too large for the stack */
 
-/* A new entry, not yet LIVE; NULL if there can be none, which is noted if this is the first try. */
+/*
+ * A new entry, not yet LIVE; NULL if there can be none. Of a socket that *begins* now there may be one that a
+ * flush still has; without room that is noted, too, for who is found later has been before.
+ */
 static __noinline struct tcp_socket *new_entry(__u64 cookie, const struct sock *sk, enum phase phase,
-					       enum role role, bool first)
+					       enum role role, bool begins)
 {
-	struct tcp_socket *s;
 	struct lost_updates *l;
+	struct tcp_socket *s;
+	__u64 key = cookie;
 	int error; /* not long: before 6.4 the upper half is not set */
 
-	error = bpf_map_update_elem(&tcp_sockets, &cookie, &no_tcp_socket, BPF_NOEXIST);
-	if (!error) {
-		s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-		if (s) {
-			s->cookie = cookie;
-			s->address = (__u64)sk;
-			s->cgroup_id = cgroup_of(sk);
-			s->phase = phase;
-			s->role = role;
-			return s;
-		}
+	error = bpf_map_update_elem(&tcp_sockets, &key, &no_tcp_socket, BPF_NOEXIST);
+	if (error == -EEXIST && begins) {
+		BRANCH(TCP_REUSED);
+		key = cookie ^ REUSED;
+		error = bpf_map_update_elem(&tcp_sockets, &key, &no_tcp_socket, BPF_NOEXIST);
+	}
+	s = error ? NULL : bpf_map_lookup_elem(&tcp_sockets, &key);
+	if (s) {
+		s->key = key;
+		s->cookie = cookie;
+		s->address = (__u64)sk;
+		s->cgroup_id = cgroup_of(sk);
+		s->since = bpf_ktime_get_ns();
+		s->phase = phase;
+		s->role = role;
+		return s;
 	}
 	BRANCH(TCP_SOCKETS_FULL);
-	l = first ? lost_updates() : NULL;
+	l = begins ? lost_updates() : NULL;
 	if (l)
 		__sync_fetch_and_add(error == -E2BIG ? &l->connections_full : &l->connections_busy, 1);
 	return NULL;
 }
 
 /*
- * The entry of a socket that has not ended. Memory is used again at once, so one that was found may be
- * another's meanwhile, if its last end was handed over: the cookie is read after its life.
+ * Memory is used again at once, so an entry that was found may be another's meanwhile, if its end was handed
+ * over: the cookie is read after its life.
  */
-static __always_inline struct tcp_socket *living(__u64 cookie)
+static __always_inline struct tcp_socket *living_at(__u64 key, __u64 cookie)
 {
-	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
+	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &key);
 
 	if (!s || (__sync_fetch_and_or(&s->life, 0) & ~PINNED) != LIVE || READ_ONCE(s->cookie) != cookie)
 		return NULL;
 	return s;
 }
 
-/* What was counted since the last flush is missing. */
-static __always_inline void note_unseen_end(void)
+/* The entry of a socket that has not ended. */
+static __noinline struct tcp_socket *living(__u64 cookie)
+{
+	struct tcp_socket *s = living_at(cookie, cookie);
+
+	return s ? s : living_at(cookie ^ REUSED, cookie);
+}
+
+/* Its end was not seen: what was counted since the last flush is missing. */
+static __always_inline void lose(struct tcp_socket *s)
 {
 	struct lost_updates *l = lost_updates();
 
+	if (s->phase == FOUND) {
+		s->phase = NONE;
+		return;
+	}
 	BRANCH(TCP_END_UNSEEN);
 	if (l)
 		__sync_fetch_and_add(&l->end_unseen, 1);
+	s->end = s->cursor;
+	s->end.failure = FAILURE_OTHER;
 }
 
 /* Before a socket begins anew: there is an entry only if its last end was not seen, or not deleted. */
@@ -151,8 +164,7 @@ static __noinline int end_last(__u64 cookie)
 	struct tcp_socket *s = living(cookie);
 
 	if (s) {
-		note_unseen_end();
-		s->end = s->cursor;
+		lose(s);
 		finish(s);
 		return 0;
 	}
@@ -178,80 +190,83 @@ static __noinline int begin_connecting(__u64 cookie, const struct sock *sk)
 		return 0;
 	/* a socket that is used again brings its chronographs along: tcp_disconnect() leaves them */
 	read_connection(sk, &s->cursor);
-	s->since = bpf_ktime_get_ns();
 	publish(s);
 	return 0;
+}
+
+static __always_inline void connected_now(struct tcp_socket *s)
+{
+	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (t)
+		observe(t, s->cgroup_id, CONNECT_DURATION, (now - s->since) / MICROSECOND);
+	s->since = now;
+	s->phase = OPEN;
 }
 
 /* Both who connect to each other at the same time are told that they are passive: the first role holds. */
 static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum role role)
 {
 	struct tcp_socket *s = living(cookie);
-	__u64 now = bpf_ktime_get_ns();
 	struct tcp_totals *t;
 
 	if (s && s->phase == CONNECTING) {
-		t = tcp_totals_of(s->cgroup_id);
-		if (t)
-			observe(t, s->cgroup_id, CONNECT_DURATION, (now - s->since) / MICROSECOND);
-		s->since = now;
-		s->phase = OPEN;
+		connected_now(s);
 	} else {
 		end_last(cookie);
 		s = new_entry(cookie, sk, OPEN, role, role == ROLE_PASSIVE);
 		if (!s)
 			return 0;
-		s->since = now;
+		/* a child has its listener's chronographs, which may have been connected before */
+		read_chronos((const void *)sk, &s->cursor);
 		publish(s);
-		t = tcp_totals_of(s->cgroup_id);
 	}
+	t = tcp_totals_of(s->cgroup_id);
 	if (t)
 		add_to(t->opened, s->role, ROLES, 1);
 	return 0;
 }
 
-static __always_inline int begin_listening(__u64 cookie, const struct sock *sk, bool first)
+static __always_inline void listen_from_now(struct tcp_socket *s, const struct sock *sk)
 {
-	struct tcp_socket *s = new_entry(cookie, sk, LISTENING, ROLE_UNKNOWN, first);
-	struct listen_totals *t;
-
-	if (!s)
-		return 0;
 	s->port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	s->cursor.drops = drops_of(sk);
-	t = listen_totals_of(s);
-	if (t)
-		add(&t->listeners, 1);
 	publish(s);
+}
+
+static __noinline int begin_listening(__u64 cookie, const struct sock *sk)
+{
+	struct tcp_socket *s = living(cookie);
+
+	if (s && s->phase == LISTENING)
+		return 0; /* a SYN was faster */
+	end_last(cookie);
+	s = new_entry(cookie, sk, LISTENING, ROLE_UNKNOWN, true);
+	if (s)
+		listen_from_now(s, sk);
 	return 0;
 }
 
-/*
- * Take in a socket that is older than these programs, from where its counters stand now. It may end
- * meanwhile, and be counted as one that nobody knew: then the next flush finds its entry, and that is
- * counted, too.
- */
+/* Take in a socket that is older than these programs, from where its counters stand now. */
 static __noinline int adopt(__u64 cookie, const struct sock *sk)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	struct tcp_totals *t;
+	bool listens = state == BPF_TCP_LISTEN;
 	struct tcp_socket *s;
 
-	if (bpf_map_lookup_elem(&tcp_sockets, &cookie))
+	if (living(cookie) || !(listens || connected(state)))
 		return 0;
-	if (state == BPF_TCP_LISTEN)
-		return begin_listening(cookie, sk, false);
-	if (!connected(state))
-		return 0;
-	s = new_entry(cookie, sk, OPEN, ROLE_UNKNOWN, false);
+	s = new_entry(cookie, sk, listens ? LISTENING : FOUND, ROLE_UNKNOWN, false);
 	if (!s)
 		return 0;
 	BRANCH(TCP_ADOPTED);
-	read_connection(sk, &s->cursor);
-	t = tcp_totals_of(s->cgroup_id);
-	if (t)
-		add(&t->opened[ROLE_UNKNOWN], 1);
-	publish(s);
+	if (listens) {
+		listen_from_now(s, sk);
+	} else {
+		read_connection(sk, &s->cursor);
+		publish(s);
+	}
 	return 0;
 }
 
@@ -282,11 +297,34 @@ static __always_inline void unpin(struct tcp_socket *s)
 		settle(s);
 }
 
+/* What the flush has read of a socket that is there. */
+static __always_inline void account(struct tcp_socket *s, const struct reading *now)
+{
+	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
+
+	if (!t)
+		return;
+	if (s->phase == FOUND) {
+		if (bpf_ktime_get_ns() - s->since < MATURE)
+			return;
+		add_to(t->opened, s->role, ROLES, 1);
+		s->since = 0;
+		s->phase = OPEN;
+	}
+	move_state(s, t, now->state);
+	if (s->phase == LISTENING) {
+		account_drops(s, now);
+		add_queue(s, now);
+	} else {
+		observe_rtt(s, t, now);
+		account_connection(s, t, now);
+	}
+}
+
 /* One step of the flush. */
 static __noinline int pull(struct tcp_socket *s)
 {
 	const struct sock *sk;
-	struct tcp_totals *t;
 	struct reading now;
 	bool there;
 
@@ -305,19 +343,9 @@ static __noinline int pull(struct tcp_socket *s)
 	/* the end comes before the socket's counters are set to 0, and before it is another's */
 	if (!(__sync_fetch_and_or(&s->life, 0) & ENDED)) {
 		if (there) {
-			t = tcp_totals_of(s->cgroup_id);
-			if (t) {
-				move_state(s, t, now.state);
-				if (s->phase == LISTENING) {
-					account_listener(s, &now);
-				} else {
-					observe_rtt(s, t, &now);
-					account_connection(s, t, &now);
-				}
-			}
+			account(s, &now);
 		} else {
-			note_unseen_end();
-			s->end = s->cursor;
+			lose(s);
 			__sync_fetch_and_or(&s->life, ENDED);
 		}
 	}

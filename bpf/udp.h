@@ -26,8 +26,8 @@ struct udp_totals {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144); /* set from limits.connections */
-	__type(key, __u64);	     /* cookie */
+	__uint(max_entries, 16384);
+	__type(key, __u64); /* cookie */
 	__type(value, struct udp_socket);
 } udp_sockets SEC(".maps");
 
@@ -55,7 +55,8 @@ static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const stru
 	return s;
 }
 
-/* At its first packet: what it dropped before is not ours to count. */
+/* When its packets begin to be counted, perhaps not for the first time: what a new one dropped is not ours.
+ */
 static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 {
 	__u32 drops = drops_of(sk);
@@ -77,7 +78,7 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk)
 	if (!s)
 		return 0;
 	key.id = s->cgroup_id;
-	t = find_or_make(&udp_totals, &key, &none, &other);
+	t = sums_of(&udp_totals, &key, &none, &other);
 	for (int tries = 0; tries < 8 && t; tries++) {
 		__u32 before = READ_ONCE(s->drops), now = drops_of(sk);
 

@@ -12,7 +12,7 @@ import yaml
 from sockledger.errors import UserError, printable
 
 _MAX_BYTES = 1 << 20
-_MAX_CGROUPS, _MAX_SOCKETS = 1_000_000, 10_000_000
+_MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
 _MIN_INTERVAL, _MAX_INTERVAL = 0.1, 3600.0
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
@@ -286,7 +286,7 @@ _CONFIG = _Section(
             {
                 "cgroups": _limit(_MAX_CGROUPS),
                 "sockets": _limit(_MAX_SOCKETS),
-                "connections": _limit(_MAX_SOCKETS),
+                "connections": _limit(_MAX_CONNECTIONS),
             },
         ),
     },

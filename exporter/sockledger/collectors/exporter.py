@@ -33,7 +33,22 @@ CONFIG_RELOAD = Metric(
 BUILD_INFO = Metric(
     "sockledger_build_info", MetricType.GAUGE, "Always 1.", ("version", "python_version"), "1"
 )
-METRICS = (FLUSH_DURATION, WORKLOADS, FEATURE_ENABLED, CONFIG_RELOAD, BUILD_INFO)
+LOST_UPDATES = Metric(
+    "sockledger_lost_updates",
+    MetricType.COUNTER,
+    "Updates in the kernel that had to go another way, or could not be made. sockets_full: no seat for the "
+    "socket, counted under its cgroup, only slower (limits.sockets is too small). "
+    "totals_full: counted under cgroup other (limits.cgroups is too small). "
+    "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6). "
+    "udp_sockets_full: no room for a UDP socket that drops datagrams, its drops are missing. "
+    "connections_full: no room for a TCP socket (limits.connections is too small): a connection is counted "
+    "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
+    "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
+    "end_unseen: a flush found a connection gone; what it counted since the last flush is missing.",
+    ("reason",),
+    "reasons",
+)
+METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, FEATURE_ENABLED, CONFIG_RELOAD, BUILD_INFO)
 
 _NO_LABELS = Series([])
 
@@ -54,6 +69,10 @@ class Exporter:
         books = self._ledger.books
         return [
             Family(FLUSH_DURATION, [(_NO_LABELS, books.seconds)]),
+            Family(
+                LOST_UPDATES,
+                [(Series([("reason", reason)]), updates) for reason, updates in books.lost_updates.items()],
+            ),
             Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
             Family(FEATURE_ENABLED, self._features),
             Family(CONFIG_RELOAD, [(_NO_LABELS, int(self._config_ok()))]),

@@ -26,7 +26,8 @@ QUEUE_LIMIT = Metric(
 DROPS = Metric(
     "sockledger_tcp_listen_drops",
     MetricType.COUNTER,
-    "SYNs and handshakes' last segments that listeners dropped, mostly for a full queue (sk_drops).",
+    "SYNs and handshakes' last segments that listeners dropped, for a full queue, or by a filter, such as "
+    "systemd's IPAddressDeny= (sk_drops).",
     ("port",),
     _PER_PORT,
 )
@@ -34,34 +35,30 @@ METRICS = (QUEUE_LENGTH, QUEUE_LIMIT, DROPS)
 
 
 class ListenersCollector:
-    """Families from the ledger's sums. A port ends with its last listener, but for drops."""
+    """Families from the ledger's sums. A port's queue ends with its last listener, its drops stay."""
 
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
         self._series: dict[tuple[Workload, int], Series] = {}
-        fields = ledger.datapath.sums["listen_totals"].fields
-        self._listeners = fields.index("listeners")
-        self._gauges = [
-            (QUEUE_LENGTH, fields.index("queue_length")),
-            (QUEUE_LIMIT, fields.index("queue_limit")),
-        ]
-        self._drops = fields.index("drops")
+        sums = ledger.datapath.sums
+        self._length, self._limit = sums["listen_queues"].at("length", "limit")
+        (self._drops,) = sums["listen_totals"].at("drops")
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
-        rows = [
-            (self._of(workload, port), record)
-            for (workload, (port,)), record in self._ledger.books.sums["listen_totals"].items()
-            if record[self._listeners] or record[self._drops]
-        ]
-        for metric, at in self._gauges:
-            yield Family(metric, [(series, record[at]) for series, record in rows if record[self._listeners]])
-        yield Family(DROPS, [(series, record[self._drops]) for series, record in rows])
+        sums = self._ledger.books.sums
+        queues = {(workload, port): record for (workload, (port,)), record in sums["listen_queues"].items()}
+        drops = {
+            (workload, port): record[self._drops]
+            for (workload, (port,)), record in sums["listen_totals"].items()
+        }
+        self._series = {
+            port: self._series.get(port) or self._new_series(*port) for port in queues.keys() | drops.keys()
+        }
+        for metric, at in ((QUEUE_LENGTH, self._length), (QUEUE_LIMIT, self._limit)):
+            yield Family(metric, [(self._series[port], record[at]) for port, record in queues.items()])
+        yield Family(DROPS, [(series, drops.get(port, 0)) for port, series in self._series.items()])
 
-    def _of(self, workload: Workload, port: int) -> Series:
-        series = self._series.get((workload, port))
-        if series is None:
-            labels = [*workload._asdict().items(), ("port", str(port))]
-            series = self._series[workload, port] = self._births.series(labels)
-        return series
+    def _new_series(self, workload: Workload, port: int) -> Series:
+        return self._births.series([*workload._asdict().items(), ("port", str(port))])

@@ -1,10 +1,13 @@
 """TCP per workload, and of the whole node: connections, who limits them, round trips, retransmission."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from operator import itemgetter
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series, histogram_values
-from sockledger.kernel.datapath import ticks_per_second
+from sockledger.kernel.datapath import Labels, Sums, ticks_per_second
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger, Record
 from sockledger.workloads.names import Workload
@@ -30,8 +33,8 @@ _PER_WORKLOAD = "workloads"
 OPENED = Metric(
     "sockledger_tcp_connections_opened",
     MetricType.COUNTER,
-    "TCP connections opened, at ESTABLISHED (sockops). active: by this side; passive: by the other; unknown: "
-    "before the daemon, counted when it found them. MPTCP subflows are one each.",
+    "TCP connections opened, at ESTABLISHED, or at the SYN with fast open (sockops). active: by this side; "
+    "passive: by the other; unknown: before the daemon, counted when found. MPTCP: each subflow is one.",
     ("role",),
     "workloads x roles in use, up to 3",
 )
@@ -60,7 +63,7 @@ CONNECT_FAILURES = Metric(
     "sockledger_tcp_connect_failures",
     MetricType.COUNTER,
     "Connects that failed after their first SYN, by sk_err at the state CLOSE. aborted: the connecting side "
-    "closed the socket before there was an answer, as on a time-out of its own.",
+    "closed the socket before there was an answer, as on a time-out of its own, or could not send the SYN.",
     ("reason",),
     "workloads x reasons seen, up to 7",
 )
@@ -78,45 +81,29 @@ LIMITED = Metric(
     ("by",),
     "workloads x 2",
 )
-# Name, help and the member of struct tcp_totals.
-_COUNTERS = (
-    (
-        "retransmitted_segments",
-        "Segments sent again, SYNs too (tcp_sock.total_retrans).",
-        "retransmitted_segments",
-    ),
-    (
-        "retransmission_timeouts",
-        "Retransmission timer expirations (sockops RTO_CB); not of connections older than the daemon, nor "
-        "where another sockops program clears the flag.",
-        "retransmission_timeouts",
-    ),
-    (
-        "transmit_segments",
-        "Segments sent, from the SYN to the state CLOSE (tcp_sock.segs_out).",
-        "transmit_segments",
-    ),
-    ("receive_segments", "Segments received by connections (tcp_sock.segs_in).", "receive_segments"),
-    (
-        "out_of_order_segments",
-        "Segments received out of order (tcp_sock.rcv_ooopack).",
-        "out_of_order_segments",
-    ),
-    (
-        "acked_bytes",
-        "Bytes sent and acknowledged, SYN and FIN as one each (tcp_sock.bytes_acked).",
-        "acked_bytes",
-    ),
-    (
-        "received_bytes",
-        "Bytes received in order, without what came twice, a FIN as one (tcp_sock.bytes_received).",
-        "received_bytes",
-    ),
-)
-COUNTERS = tuple(
-    Metric(f"sockledger_tcp_{name}", MetricType.COUNTER, text, cardinality=_PER_WORKLOAD)
-    for name, text, _ in _COUNTERS
-)
+# By member of struct tcp_totals, which they are called by.
+COUNTERS = {
+    name: Metric(f"sockledger_tcp_{name}", MetricType.COUNTER, text, cardinality=_PER_WORKLOAD)
+    for name, text in (
+        ("retransmitted_segments", "Segments sent again, SYNs and SYN-ACKs too (tcp_sock.total_retrans)."),
+        (
+            "retransmission_timeouts",
+            "Retransmission timer expirations (sockops RTO_CB); not of connections older than the daemon, "
+            "nor where another sockops program clears the flag.",
+        ),
+        (
+            "transmit_segments",
+            "Segments sent, from the SYN to the state CLOSE, without SYN-ACKs (tcp_sock.segs_out).",
+        ),
+        ("receive_segments", "Segments received by connections (tcp_sock.segs_in)."),
+        ("out_of_order_segments", "Segments received out of order (tcp_sock.rcv_ooopack)."),
+        ("acked_bytes", "Bytes sent and acknowledged, SYN and FIN as one each (tcp_sock.bytes_acked)."),
+        (
+            "received_bytes",
+            "Bytes received in order, without what came twice, a FIN as one (tcp_sock.bytes_received).",
+        ),
+    )
+}
 _OR_HISTOGRAM = "workloads x 2; as histograms (--collector.tcp.histograms) x 13"
 RTT = Metric(
     "sockledger_tcp_rtt_seconds",
@@ -158,7 +145,7 @@ NODE_RETRANSMITTED = Metric(
 )
 METRICS = (
     *(OPENED, CLOSED, CONNECTIONS, SOCKETS, CONNECT_FAILURES),
-    *COUNTERS,
+    *COUNTERS.values(),
     *(BUSY, LIMITED),
     *MEASURES,
     *(NODE_RTT, NODE_CONNECT_DURATION, NODE_RETRANSMITTED),
@@ -167,19 +154,12 @@ METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One series of every workload: its own label, and what it is made of."""
+    """One series of every workload."""
 
-    label: tuple[tuple[str, str], ...]
-    plus: tuple[int, ...]  # positions in the record
-    minus: tuple[int, ...] = ()
-    scale: float | None = None
-    shown_by: tuple[
-        int, ...
-    ] = ()  # positions, of which one is not 0 when the series begins; none: it does at once
-
-    def value(self, record: Record) -> int | float:
-        value = sum(record[at] for at in self.plus) - sum(record[at] for at in self.minus)
-        return value if self.scale is None else value * self.scale
+    metric: Metric
+    label: tuple[tuple[str, str], ...]  # its own
+    value: Callable[[Record], int | float]
+    shown_by: tuple[int, ...] = ()  # positions, of which one is not 0 when it begins; none: it begins at once
 
 
 class TcpCollector:
@@ -188,46 +168,44 @@ class TcpCollector:
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
-        fields = ledger.datapath.sums["tcp_totals"].fields
-        self._rows = list(_rows(fields, ledger))
-        self._series: dict[tuple[int, Workload], Series] = {}
+        totals = ledger.datapath.sums["tcp_totals"]
+        self._rows = list(_rows(totals, ledger.datapath.labels))
+        self._series: dict[Workload, list[Series | None]] = {}
         self._distributions = [
-            (fields.index(f"measured[{measure}].count"), fields.index(f"measured[{measure}].sum"))
+            totals.at(f"measured[{measure}].count", f"measured[{measure}].sum")
             for measure in range(len(MEASURES))
         ]
         self._parts: dict[tuple[int, Workload], tuple[Series, ...]] = {}
         node = [("peer", "")]  # its class; empty until there are any
         self._node = [births.histogram(node, BOUNDS) for _ in (NODE_RTT, NODE_CONNECT_DURATION)]
         self._node_retransmitted = births.series(node)
-        self._retransmitted = fields.index("retransmitted_segments")
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
         books = self._ledger.books
         totals = {workload: record for (workload, _), record in books.sums["tcp_totals"].items()}
-        families: dict[str, Family] = {}
-        for number, (metric, row) in enumerate(self._rows):
-            family = families.setdefault(metric.name, Family(metric))
-            for workload, record in totals.items():
-                value = row.value(record)
-                series = self._series.get((number, workload))
-                if series is None:
+        families = {row.metric.name: Family(row.metric) for row in self._rows}
+        rows = [(row, families[row.metric.name].samples) for row in self._rows]
+        for workload, record in totals.items():
+            series = self._series.get(workload)
+            if series is None:
+                series = self._series[workload] = [None] * len(rows)
+            for number, (row, samples) in enumerate(rows):
+                one = series[number]
+                if one is None:
                     if row.shown_by and not any(record[at] for at in row.shown_by):
                         continue
-                    labels = [*workload._asdict().items(), *row.label]
-                    series = self._series[number, workload] = self._births.series(labels)
-                family.samples.append((series, value))
+                    one = series[number] = self._births.series([*workload._asdict().items(), *row.label])
+                samples.append((one, row.value(record)))
         yield from families.values()
         yield from self._measures(totals)
         for number, metric in enumerate((NODE_RTT, NODE_CONNECT_DURATION)):
-            yield Family(
-                metric, list(zip(self._node[number], _histogram(books.node_histograms, number), strict=True))
-            )
-        retransmitted = sum(record[self._retransmitted] for record in totals.values())
-        yield Family(NODE_RETRANSMITTED, [(self._node_retransmitted, retransmitted)])
+            values = _histogram(books.node, f"histograms.measured[{number}]")
+            yield Family(metric, list(zip(self._node[number], values, strict=True)))
+        yield Family(NODE_RETRANSMITTED, [(self._node_retransmitted, books.node["retransmitted_segments"])])
 
     def _measures(self, totals: Mapping[Workload, Record]) -> Iterable[Family]:
-        histograms = self._ledger.books.sums.get("tcp_histograms")
+        histograms = self._ledger.datapath.sums.get("tcp_histograms")
         for number, metric in enumerate(MEASURES):
             if histograms is None:
                 count, total = self._distributions[number]
@@ -237,9 +215,10 @@ class TcpCollector:
                     family.samples += zip(parts, (record[count], record[total] / 1e6), strict=True)
             else:
                 family = Family(replace(metric, type=MetricType.HISTOGRAM))
-                for (workload, _), record in histograms.items():
+                for (workload, _), record in self._ledger.books.sums["tcp_histograms"].items():
                     parts = self._parts_of(number, workload, BOUNDS)
-                    family.samples += zip(parts, _histogram(record, number), strict=True)
+                    members = dict(zip(histograms.fields, record, strict=True))
+                    family.samples += zip(parts, _histogram(members, f"measured[{number}]"), strict=True)
             yield family
 
     def _parts_of(self, number: int, workload: Workload, bounds: Sequence[float]) -> tuple[Series, ...]:
@@ -251,37 +230,49 @@ class TcpCollector:
         return parts
 
 
-def _rows(fields: Sequence[str], ledger: Ledger) -> Iterable[tuple[Metric, _Row]]:
-    """Yield the metrics with each series that they have for a workload."""
-    labels = ledger.datapath.labels
-    failures = {
-        reason: fields.index(f"connect_failures[{number}]") for number, reason in labels.failure.items()
+def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:
+    """Yield each series that a workload has, those of one metric together."""
+    reasons = {reason: totals.at(f"connect_failures[{number}]") for number, reason in labels.failure.items()}
+    roles = {
+        role: totals.at(f"opened[{number}]", f"closed[{number}]") for number, role in labels.role.items()
     }
-    for number, role in labels.role.items():
-        opened, closed = (fields.index(f"{name}[{number}]") for name in ("opened", "closed"))
+    for role, (opened, closed) in roles.items():
         label = (("role", role),)
         # where all connects fail there is a 0 to divide by
-        shown_by = (opened, *failures.values()) if role == "active" else (opened,)
-        yield OPENED, _Row(label, (opened,), shown_by=shown_by)
-        yield CLOSED, _Row(label, (closed,), shown_by=shown_by)
-        yield CONNECTIONS, _Row(label, (opened,), (closed,), shown_by=shown_by)
+        failed = chain(*reasons.values()) if role == "active" else ()
+        shown_by = (opened, *failed)
+        yield _Row(OPENED, label, itemgetter(opened), shown_by)
+        yield _Row(CLOSED, label, itemgetter(closed), shown_by)
+        yield _Row(CONNECTIONS, label, partial(_difference, opened, closed), shown_by)
     for number, state in STATES.items():
-        at = fields.index(f"sockets[{number}]")
-        yield SOCKETS, _Row((("state", state),), (at,), shown_by=(at,))
-    for reason, at in failures.items():
-        yield CONNECT_FAILURES, _Row((("reason", reason),), (at,), shown_by=(at,))
-    for metric, (_, _, field) in zip(COUNTERS, _COUNTERS, strict=True):
-        yield metric, _Row((), (fields.index(field),))
-    busy = [fields.index(f"busy[{number}]") for number in range(3)]
+        (at,) = totals.at(f"sockets[{number}]")
+        yield _Row(SOCKETS, (("state", state),), partial(_at_least_0, at), (at,))
+    for reason, (at,) in reasons.items():
+        yield _Row(CONNECT_FAILURES, (("reason", reason),), itemgetter(at), (at,))
+    for name, metric in COUNTERS.items():
+        yield _Row(metric, (), itemgetter(*totals.at(name)))
     tick = 1 / ticks_per_second()
-    yield BUSY, _Row((), tuple(busy), scale=tick)
     # in the order of enum chrono
-    for at, name in zip(busy[1:], ("receive_window", "send_buffer"), strict=True):
-        yield LIMITED, _Row((("by", name),), (at,), scale=tick)
+    sending, receive_window, send_buffer = totals.at("busy[0]", "busy[1]", "busy[2]")
+    yield _Row(BUSY, (), partial(_times, tick, (sending, receive_window, send_buffer)))
+    yield _Row(LIMITED, (("by", "receive_window"),), partial(_times, tick, (receive_window,)))
+    yield _Row(LIMITED, (("by", "send_buffer"),), partial(_times, tick, (send_buffer,)))
 
 
-def _histogram(record: Record, measure: int) -> list[int | float]:
-    """Return the values of a histogram's series from a record of struct tcp_histograms."""
-    size = 2 + len(BOUNDS)  # the sum, and a bucket more than bounds
-    total, *buckets = record[measure * size : (measure + 1) * size]
-    return histogram_values(buckets, total / 1e6)
+def _difference(plus: int, minus: int, record: Record) -> int:
+    return record[plus] - record[minus]
+
+
+def _at_least_0(at: int, record: Record) -> int:
+    """Return a gauge, which may be below 0 where a map was busy (kernels up to 6.6): see totals_busy."""
+    return record[at] if record[at] < 1 << 63 else 0
+
+
+def _times(scale: float, positions: tuple[int, ...], record: Record) -> float:
+    return scale * sum(record[at] for at in positions)
+
+
+def _histogram(members: Mapping[str, int], name: str) -> list[int | float]:
+    """Return the values of a histogram's series from the struct histogram called *name*."""
+    buckets = [members[f"{name}.buckets[{bucket}]"] for bucket in range(len(BOUNDS) + 1)]
+    return histogram_values(buckets, members[f"{name}.sum"] / 1e6)

@@ -1,4 +1,4 @@
-"""Traffic per workload, and its proof: what double entry found missing, and which updates failed."""
+"""Traffic per workload, and its proof: what double entry found missing."""
 
 from collections.abc import Iterable
 
@@ -33,22 +33,7 @@ OVERCOUNTED = Metric(
     ("direction",),
     "2",
 )
-LOST_UPDATES = Metric(
-    "sockledger_lost_updates",
-    MetricType.COUNTER,
-    "Updates in the kernel that had to go another way, or could not be made. sockets_full: no seat for the "
-    "socket, counted under its cgroup, only slower (limits.sockets is too small). "
-    "totals_full: counted under cgroup other (limits.cgroups is too small). "
-    "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6). "
-    "udp_sockets_full: no room for a UDP socket that drops datagrams, its drops are missing. "
-    "connections_full: no room for a TCP socket (limits.connections is too small): a connection is counted "
-    "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
-    "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
-    "end_unseen: a flush found a connection gone; what it counted since the last flush is missing.",
-    ("reason",),
-    "reasons",
-)
-METRICS = (*TRAFFIC, UNATTRIBUTED, OVERCOUNTED, LOST_UPDATES)
+METRICS = (*TRAFFIC, UNATTRIBUTED, OVERCOUNTED)
 
 
 class TrafficCollector:
@@ -59,7 +44,6 @@ class TrafficCollector:
         self._births = births
         self._series: dict[Account, Series] = {}
         self._directions = [births.series([("direction", name)]) for name in ("receive", "transmit")]
-        self._reasons: dict[str, Series] = {}
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
@@ -70,12 +54,6 @@ class TrafficCollector:
         for metric, difference in ((UNATTRIBUTED, found.unattributed), (OVERCOUNTED, found.overcounted)):
             values = (difference.receive_bytes, difference.transmit_bytes)
             yield Family(metric, list(zip(self._directions, values, strict=True)))
-        lost = Family(LOST_UPDATES)
-        for reason, updates in self._ledger.books.lost_updates.items():
-            if reason not in self._reasons:
-                self._reasons[reason] = self._births.series([("reason", reason)])
-            lost.samples.append((self._reasons[reason], updates))
-        yield lost
 
     def _of(self, account: Account) -> Series:
         series = self._series.get(account)

@@ -24,7 +24,7 @@ class UdpCollector:
         self._ledger = ledger
         self._births = births
         self._series: dict[Workload, Series] = {}
-        self._drops = ledger.datapath.sums["udp_totals"].fields.index("receive_drops")
+        (self._drops,) = ledger.datapath.sums["udp_totals"].at("receive_drops")
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""

@@ -72,13 +72,16 @@ class Parts:
     udp: bool = True
 
 
-# By map: the part that it belongs to. Their key 0 takes what finds them full.
+# By map: the part that it belongs to.
 SUMS = {
     "tcp_totals": "tcp",
     "listen_totals": "tcp",
+    "listen_queues": "tcp",
     "tcp_histograms": "tcp_histograms",
     "udp_totals": "udp",
 }
+# Of what lives only from one flush to the next.
+QUEUES = "listen_queues"
 
 
 class Sums:
@@ -89,9 +92,17 @@ class Sums:
         self._key, self._value = table.key, table.value
         self.fields = tuple(field.name for field in self._value.fields)
 
+    def at(self, *names: str) -> tuple[int, ...]:
+        """Return the positions of members by their names in C."""
+        return tuple(map(self.fields.index, names))
+
     def make_overflow(self) -> None:
         """Make the entry that takes what finds no room."""
         self._table.update(bytes(self._table.key_size), bytes(self._table.value_size))
+
+    def clear(self) -> None:
+        """Delete all."""
+        self._table.clear()
 
     def rows(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Yield all keys, the cgroup's id first, with their values."""
@@ -138,8 +149,7 @@ class DataPath:
     ) -> None:
         """Load the object. *cgroups* limits the totals, *sockets* how many have a seat of their own.
 
-        *connections* limits the TCP sockets that are followed, and the UDP sockets that drop datagrams.
-        UserError if the kernel refuses to load it.
+        *connections* limits the TCP sockets that are followed. UserError if the kernel refuses to load it.
         """
         self._root = root
         self._object = open_object(image)
@@ -156,7 +166,6 @@ class DataPath:
         self.maps["sockets"].max_entries = sockets
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
-        self.maps["udp_sockets"].max_entries = connections if parts.udp else 1
         for name, part in SUMS.items():
             self.maps[name].max_entries = cgroups + 1 if getattr(parts, part) else 1
         try:
@@ -168,8 +177,9 @@ class DataPath:
         _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
         self._key, self._value = key, value
         self.sums = {name: Sums(self.maps[name]) for name, part in SUMS.items() if getattr(parts, part)}
-        for each in self.sums.values():
-            each.make_overflow()
+        for name, each in self.sums.items():
+            if name != QUEUES:
+                each.make_overflow()
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
@@ -261,7 +271,10 @@ class DataPath:
 
     def flush_tcp(self) -> int:
         """Add to the totals what TCP sockets have counted; return how many there are."""
-        return self.programs["sl_tcp_flush"].run() if self._parts.tcp else 0
+        if not self._parts.tcp:
+            return 0
+        self.sums[QUEUES].clear()
+        return self.programs["sl_tcp_flush"].run()
 
     def flush_udp(self) -> None:
         """Add to the totals what UDP sockets have dropped."""
@@ -300,10 +313,9 @@ class DataPath:
             value = self.maps["overflow"].lookup_index(index)
             yield key, Traffic._make(self._value.struct.unpack(value))
 
-    def node_histograms(self) -> tuple[int, ...]:
-        """Return the whole node's histograms, as in the sums called tcp_histograms."""
-        table = self.maps["node_histograms"]
-        return tuple(table.value.struct.unpack(table.lookup_index(0)))
+    def node_totals(self) -> dict[str, int]:
+        """Return what is counted of the whole node's TCP, by the members of struct node_totals."""
+        return self.maps["node_totals"].value.unpack(self.maps["node_totals"].lookup_index(0))
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""

@@ -119,6 +119,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int,
         (c_int, c_void_p, c_void_p, c_void_p, c_void_p, POINTER(c_uint32), POINTER(_BatchOpts)),
     ),
+    "bpf_map_delete_elem": (c_int, (c_int, c_char_p)),
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
 }
 
@@ -358,6 +359,15 @@ class Map:
             _library().bpf_map_update_elem(self.fd, key, value, BPF_ANY),
             f"bpf_map_update_elem on {self.name}",
         )
+
+    def clear(self) -> None:
+        """Delete all entries of a hash map that nobody else changes meanwhile."""
+        for keys, _ in list(self.batches()):
+            for at in range(0, len(keys), self.key_size):
+                _checked(
+                    _library().bpf_map_delete_elem(self.fd, keys[at : at + self.key_size]),
+                    f"bpf_map_delete_elem on {self.name}",
+                )
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries of a hash map, *size* or less at a time: keys, and values in the same order.

@@ -21,7 +21,9 @@ OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 WARNINGS = {
     "totals_full": "the totals are full: what is new counts as cgroup other, raise limits.cgroups",
     "connections_full": "too many TCP sockets are open: not all are followed, raise limits.connections",
-    "udp_sockets_full": "too many UDP sockets drop datagrams: not all are followed, raise limits.connections",
+    "connections_busy": "there was no memory for a TCP socket: not all are followed",
+    "udp_sockets_full": "too many UDP sockets drop datagrams: not all of their drops are counted",
+    "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
 }
 
 
@@ -43,7 +45,7 @@ class Books:
 
     accounts: dict[Account, Traffic]
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
-    node_histograms: Record
+    node: dict[str, int]  # by the members of struct node_totals
     attach_points: dict[str, Traffic]  # by path, "/" is the root
     lost_updates: dict[str, int]  # by reason
     totals_entries: int
@@ -63,7 +65,7 @@ class Ledger:
         self._names = Names(root)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books({}, {}, (), {}, {}, 0, 0, 0, 0.0)
+        self.books = Books({}, {}, {}, {}, {}, 0, 0, 0, 0.0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -107,7 +109,7 @@ class Ledger:
         self.books = Books(
             accounts=self._accounts(totals, overflow, workloads),
             sums={name: _by_workload(rows, workloads) for name, rows in sums.items()},
-            node_histograms=self.datapath.node_histograms(),
+            node=self.datapath.node_totals(),
             attach_points=attach_points,
             lost_updates=lost,
             totals_entries=len(totals),
