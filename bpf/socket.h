@@ -11,17 +11,34 @@
 #include "settings.h"
 #include <bpf/bpf_core_read.h>
 
+/* Since 6.2: with it the verifier allows loads from an address; one that faults yields 0. */
+void *bpf_rdonly_cast(const void *address, __u32 type_id) __ksym __weak;
+
+/*
+ * A member of one of the kernel's structs, in one load where that is allowed, else by a call. For the
+ * compiler the cast is a call that may change memory: reads stay in their order, and none is spared.
+ */
+#define READ_KERNEL(type, address, member)                                                                   \
+	(bpf_rdonly_cast ? ((const type *)bpf_rdonly_cast(address, bpf_core_type_id_kernel(type)))->member   \
+			 : BPF_CORE_READ((const type *)(address), member))
+#define READ_SOCK(sk, member) READ_KERNEL(struct sock, sk, member)
+#define READ_TCP(sk, member)  READ_KERNEL(struct tcp_sock, sk, member)
+
 static __always_inline __u64 cookie_at(const struct sock *sk)
 {
-	__u64 cookie = 0;
+	return READ_SOCK(sk, __sk_common.skc_cookie.counter);
+}
 
-	bpf_core_read(&cookie, sizeof(cookie), &sk->__sk_common.skc_cookie.counter);
-	return cookie;
+static __always_inline __u64 id_of(const struct cgroup *cgroup)
+{
+	const struct kernfs_node *node = READ_KERNEL(struct cgroup, cgroup, kn);
+
+	return READ_KERNEL(struct kernfs_node, node, id);
 }
 
 static __always_inline __u64 cgroup_of(const struct sock *sk)
 {
-	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	return id_of(READ_SOCK(sk, sk_cgrp_data.cgroup));
 }
 
 #define MOST_LEVELS 64
@@ -34,7 +51,7 @@ static __noinline __u64 ancestor(const struct cgroup *cgroup, __u32 level)
 
 	if (bpf_core_field_exists(cgroup->ancestors)) {
 		bpf_core_read(&at, sizeof(at), &cgroup->ancestors[0] + level);
-		return BPF_CORE_READ(at, kn, id);
+		return id_of(at);
 	}
 	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[0] + level);
 	return id;
@@ -43,8 +60,8 @@ static __noinline __u64 ancestor(const struct cgroup *cgroup, __u32 level)
 /* Whether a socket is in the cgroup in which we count: only tracing programs see others. */
 static __noinline bool is_ours(const struct sock *sk)
 {
-	const struct cgroup *cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
-	__u32 levels = BPF_CORE_READ(cgroup, level) + 1;
+	const struct cgroup *cgroup = READ_SOCK(sk, sk_cgrp_data.cgroup);
+	__u32 levels = READ_KERNEL(struct cgroup, cgroup, level) + 1;
 
 	for (__u32 level = 0; level < MOST_LEVELS && level < levels; level++)
 		if (ancestor(cgroup, level) == settings.root)
@@ -61,10 +78,11 @@ static __noinline __u32 drops_of(const struct sock *sk)
 	const struct numa_drop_counters *drops = NULL;
 
 	if (bpf_core_field_exists(sk->sk_drop_counters))
-		drops = BPF_CORE_READ(sk, sk_drop_counters);
+		drops = READ_SOCK(sk, sk_drop_counters);
 	if (drops)
-		return BPF_CORE_READ(drops, drops0.counter) + BPF_CORE_READ(drops, drops1.counter);
-	return BPF_CORE_READ(sk, sk_drops.counter);
+		return READ_KERNEL(struct numa_drop_counters, drops, drops0.counter) +
+		       READ_KERNEL(struct numa_drop_counters, drops, drops1.counter);
+	return READ_SOCK(sk, sk_drops.counter);
 }
 
 #endif

@@ -77,22 +77,30 @@ static __noinline int observe(struct tcp_totals *t, __u64 cgroup_id, enum measur
 
 static __always_inline void read_listener(const struct sock *sk, struct reading *r)
 {
-	r->queue_length = BPF_CORE_READ(sk, sk_ack_backlog);
-	r->queue_limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
+	r->queue_length = READ_SOCK(sk, sk_ack_backlog);
+	r->queue_limit = READ_SOCK(sk, sk_max_ack_backlog);
 	r->drops = drops_of(sk);
+}
+
+static __always_inline __u32 running_chrono(const struct tcp_sock *tp)
+{
+	if (!bpf_rdonly_cast)
+		return BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type);
+	tp = bpf_rdonly_cast(tp, bpf_core_type_id_kernel(struct tcp_sock));
+	return BPF_CORE_READ_BITFIELD(tp, chrono_type);
 }
 
 /* As tcp_get_info_chrono_stats() does. */
 static __always_inline void read_chronos(const struct tcp_sock *tp, struct reading *r)
 {
-	__u32 running = BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type);
-	__u32 start = BPF_CORE_READ(tp, chrono_start);
+	__u32 running = running_chrono(tp), start = READ_TCP(tp, chrono_start);
 
 	r->jiffies = bpf_jiffies64();
-	bpf_core_read(r->busy, sizeof(r->busy), &tp->chrono_stat);
-	for (int i = 0; i < CHRONOS; i++)
+	for (int i = 0; i < CHRONOS; i++) {
+		r->busy[i] = READ_TCP(tp, chrono_stat[i]);
 		if (running == i + 1)
 			r->busy[i] += r->jiffies - start;
+	}
 }
 
 /* Nothing has come or gone since, and there is nothing to send: the most, so they are seen by a few reads. */
@@ -100,23 +108,22 @@ static __always_inline bool idle(const struct sock *sk, const struct reading *cu
 {
 	const struct tcp_sock *tp = (const void *)sk;
 
-	return BPF_CORE_READ(tp, segs_in) == cursor->receive_segments &&
-	       BPF_CORE_READ(tp, segs_out) == cursor->transmit_segments &&
-	       !BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type) &&
-	       BPF_CORE_READ(sk, __sk_common.skc_state) == cursor->state;
+	return READ_TCP(tp, segs_in) == cursor->receive_segments &&
+	       READ_TCP(tp, segs_out) == cursor->transmit_segments && !running_chrono(tp) &&
+	       READ_SOCK(sk, __sk_common.skc_state) == cursor->state;
 }
 
 static __always_inline void read_connection(const struct sock *sk, struct reading *r)
 {
 	const struct tcp_sock *tp = (const void *)sk;
 
-	r->acked_bytes = BPF_CORE_READ(tp, bytes_acked);
-	r->received_bytes = BPF_CORE_READ(tp, bytes_received);
-	r->transmit_segments = BPF_CORE_READ(tp, segs_out);
-	r->receive_segments = BPF_CORE_READ(tp, segs_in);
-	r->retransmitted_segments = BPF_CORE_READ(tp, total_retrans);
-	r->out_of_order_segments = BPF_CORE_READ(tp, rcv_ooopack);
-	r->rtt = BPF_CORE_READ(tp, srtt_us) >> 3;
+	r->acked_bytes = READ_TCP(tp, bytes_acked);
+	r->received_bytes = READ_TCP(tp, bytes_received);
+	r->transmit_segments = READ_TCP(tp, segs_out);
+	r->receive_segments = READ_TCP(tp, segs_in);
+	r->retransmitted_segments = READ_TCP(tp, total_retrans);
+	r->out_of_order_segments = READ_TCP(tp, rcv_ooopack);
+	r->rtt = READ_TCP(tp, srtt_us) >> 3;
 	read_chronos(tp, r);
 }
 
@@ -145,8 +152,8 @@ static __always_inline enum failure failure_of(int error)
 static __always_inline void read_socket(const struct sock *sk, enum phase phase, struct reading *r)
 {
 	__builtin_memset(r, 0, sizeof(*r));
-	r->state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	r->failure = failure_of(BPF_CORE_READ(sk, sk_err));
+	r->state = READ_SOCK(sk, __sk_common.skc_state);
+	r->failure = failure_of(READ_SOCK(sk, sk_err));
 	if (phase == LISTENING)
 		read_listener(sk, r);
 	else

@@ -76,9 +76,9 @@ int BPF_PROG(sl_tcp_states, const struct sock *sk, int before, int after)
 {
 	__u8 flags;
 
-	if (after != BPF_TCP_CLOSE || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (after != BPF_TCP_CLOSE || READ_SOCK(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	flags = BPF_CORE_READ((const struct tcp_sock *)sk, bpf_sock_ops_cb_flags);
+	flags = READ_TCP(sk, bpf_sock_ops_cb_flags);
 	if (!(flags & BPF_SOCK_OPS_STATE_CB_FLAG) && is_ours(sk))
 		end(cookie_at(sk), sk, before);
 	return 0;
@@ -86,10 +86,10 @@ int BPF_PROG(sl_tcp_states, const struct sock *sk, int before, int after)
 
 static __always_inline bool is_tcp(const struct sock *sk)
 {
-	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	__u16 family = READ_SOCK(sk, __sk_common.skc_family);
 
-	return (family == AF_INET || family == AF_INET6) && BPF_CORE_READ(sk, sk_type) == SOCK_STREAM &&
-	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP;
+	return (family == AF_INET || family == AF_INET6) && READ_SOCK(sk, sk_type) == SOCK_STREAM &&
+	       READ_SOCK(sk, sk_protocol) == IPPROTO_TCP;
 }
 
 /* Run once, when all else is attached: sockets that are older. */

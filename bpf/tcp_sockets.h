@@ -86,42 +86,6 @@ static __always_inline void finish(struct tcp_socket *s)
 static const struct tcp_socket no_tcp_socket = {}; /* too large for the stack */
 
 /*
- * A new entry, not yet LIVE; NULL if there can be none. Of a socket that *begins* now there may be one that a
- * flush still has; without room that is noted, too, for who is found later has been before.
- */
-static __noinline struct tcp_socket *new_entry(__u64 cookie, const struct sock *sk, enum phase phase,
-					       enum role role, bool begins)
-{
-	struct lost_updates *l;
-	struct tcp_socket *s;
-	__u64 key = cookie;
-	int error; /* not long: before 6.4 the upper half is not set */
-
-	error = bpf_map_update_elem(&tcp_sockets, &key, &no_tcp_socket, BPF_NOEXIST);
-	if (error == -EEXIST && begins) {
-		BRANCH(TCP_REUSED);
-		key = cookie ^ REUSED;
-		error = bpf_map_update_elem(&tcp_sockets, &key, &no_tcp_socket, BPF_NOEXIST);
-	}
-	s = error ? NULL : bpf_map_lookup_elem(&tcp_sockets, &key);
-	if (s) {
-		s->key = key;
-		s->cookie = cookie;
-		s->address = (__u64)sk;
-		s->cgroup_id = cgroup_of(sk);
-		s->since = bpf_ktime_get_ns();
-		s->phase = phase;
-		s->role = role;
-		return s;
-	}
-	BRANCH(TCP_SOCKETS_FULL);
-	l = begins ? lost_updates() : NULL;
-	if (l)
-		__sync_fetch_and_add(error == -E2BIG ? &l->connections_full : &l->connections_busy, 1);
-	return NULL;
-}
-
-/*
  * Memory is used again at once, so an entry that was found may be another's meanwhile, if its end was handed
  * over: the cookie is read after its life.
  */
@@ -158,7 +122,8 @@ static __always_inline void lose(struct tcp_socket *s)
 	s->end.failure = FAILURE_OTHER;
 }
 
-/* Before a socket begins anew: there is an entry only if its last end was not seen, or not deleted. */
+/* The entry that a socket has when it begins anew: its last end was not seen, or not deleted, or a flush has
+ * it. */
 static __noinline int end_last(__u64 cookie)
 {
 	struct tcp_socket *s = living(cookie);
@@ -174,6 +139,55 @@ static __noinline int end_last(__u64 cookie)
 	return 0;
 }
 
+static __always_inline int insert(__u64 key)
+{
+	return bpf_map_update_elem(&tcp_sockets, &key, &no_tcp_socket, BPF_NOEXIST);
+}
+
+/* What was inserted; it is not LIVE yet. */
+static __noinline struct tcp_socket *fill_in(__u64 key, __u64 cookie, const struct sock *sk, enum phase phase,
+					     enum role role)
+{
+	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &key);
+
+	if (s) {
+		s->key = key;
+		s->cookie = cookie;
+		s->address = (__u64)sk;
+		s->cgroup_id = cgroup_of(sk);
+		s->since = bpf_ktime_get_ns();
+		s->phase = phase;
+		s->role = role;
+	}
+	return s;
+}
+
+/* The new entry of a socket that begins now; NULL if there is no room for it. */
+static __noinline struct tcp_socket *begin(__u64 cookie, const struct sock *sk, enum phase phase,
+					   enum role role)
+{
+	int error = insert(cookie); /* not long: before 6.4 the upper half is not set */
+	struct lost_updates *l;
+	__u64 key = cookie;
+
+	if (error == -EEXIST) {
+		end_last(cookie);
+		error = insert(key);
+	}
+	if (error == -EEXIST) {
+		BRANCH(TCP_REUSED);
+		key = cookie ^ REUSED;
+		error = insert(key);
+	}
+	if (!error)
+		return fill_in(key, cookie, sk, phase, role);
+	BRANCH(TCP_SOCKETS_FULL);
+	l = lost_updates();
+	if (l && !(phase == OPEN && role == ROLE_ACTIVE)) /* its connect has been noted */
+		__sync_fetch_and_add(error == -E2BIG ? &l->connections_full : &l->connections_busy, 1);
+	return NULL;
+}
+
 /* Who reads LIVE sees all that was written before it: the exchange is a full barrier. */
 static __always_inline void publish(struct tcp_socket *s)
 {
@@ -182,10 +196,8 @@ static __always_inline void publish(struct tcp_socket *s)
 
 static __noinline int begin_connecting(__u64 cookie, const struct sock *sk)
 {
-	struct tcp_socket *s;
+	struct tcp_socket *s = begin(cookie, sk, CONNECTING, ROLE_ACTIVE);
 
-	end_last(cookie);
-	s = new_entry(cookie, sk, CONNECTING, ROLE_ACTIVE, true);
 	if (!s)
 		return 0;
 	/* a socket that is used again brings its chronographs along: tcp_disconnect() leaves them */
@@ -214,8 +226,7 @@ static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum
 	if (s && s->phase == CONNECTING) {
 		connected_now(s);
 	} else {
-		end_last(cookie);
-		s = new_entry(cookie, sk, OPEN, role, role == ROLE_PASSIVE);
+		s = begin(cookie, sk, OPEN, role);
 		if (!s)
 			return 0;
 		/* a child has its listener's chronographs, which may have been connected before */
@@ -230,7 +241,7 @@ static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum
 
 static __always_inline void listen_from_now(struct tcp_socket *s, const struct sock *sk)
 {
-	s->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	s->port = READ_SOCK(sk, __sk_common.skc_num);
 	s->cursor.drops = drops_of(sk);
 	publish(s);
 }
@@ -241,8 +252,7 @@ static __noinline int begin_listening(__u64 cookie, const struct sock *sk)
 
 	if (s && s->phase == LISTENING)
 		return 0; /* a SYN was faster */
-	end_last(cookie);
-	s = new_entry(cookie, sk, LISTENING, ROLE_UNKNOWN, true);
+	s = begin(cookie, sk, LISTENING, ROLE_UNKNOWN);
 	if (s)
 		listen_from_now(s, sk);
 	return 0;
@@ -251,13 +261,13 @@ static __noinline int begin_listening(__u64 cookie, const struct sock *sk)
 /* Take in a socket that is older than these programs, from where its counters stand now. */
 static __noinline int adopt(__u64 cookie, const struct sock *sk)
 {
-	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u8 state = READ_SOCK(sk, __sk_common.skc_state);
 	bool listens = state == BPF_TCP_LISTEN;
 	struct tcp_socket *s;
 
-	if (living(cookie) || !(listens || connected(state)))
+	if (living(cookie) || !(listens || connected(state)) || insert(cookie))
 		return 0;
-	s = new_entry(cookie, sk, listens ? LISTENING : FOUND, ROLE_UNKNOWN, false);
+	s = fill_in(cookie, cookie, sk, listens ? LISTENING : FOUND, ROLE_UNKNOWN);
 	if (!s)
 		return 0;
 	BRANCH(TCP_ADOPTED);

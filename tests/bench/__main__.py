@@ -1,6 +1,6 @@
 """Measures sockledger against what would be used in its place.
 
-Usage: python -m tests.bench [packets|flush|rendering|memory ...], as root.
+Usage: python -m tests.bench [packets|tcp|flush|rendering|memory ...], as root.
 """
 
 import os
@@ -11,9 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.bench import flush, memory, packets, rendering
+from tests.bench import flush, memory, packets, rendering, tcp
 
-PARTS = {"packets": packets.run, "flush": flush.run, "rendering": rendering.run, "memory": memory.run}
+PARTS = {
+    "packets": packets.run,
+    "tcp": tcp.run,
+    "flush": flush.run,
+    "rendering": rendering.run,
+    "memory": memory.run,
+}
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
