@@ -98,6 +98,16 @@ def test_enum_names_and_narrow_enums() -> None:
     assert layout.field("next").names == {0: "OTHER", 1: "TCP", -1: "NEGATIVE"}
 
 
+def test_a_struct_by_its_name() -> None:
+    blob = Blob()
+    blob.enum(name="settings", ON=1)
+    number = blob.struct("settings", 4, [("tcp", blob.integer(4), 0)])
+    parsed = blob.parsed()
+    assert parsed.struct("settings") == parsed.layout(number)
+    with pytest.raises(ValueError, match="BTF has no struct measure"):
+        parsed.struct("measure")
+
+
 def test_an_enum_by_its_name() -> None:
     blob = Blob()
     blob.enum(name="role", ACTIVE=0, PASSIVE=1)

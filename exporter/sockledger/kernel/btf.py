@@ -120,6 +120,13 @@ class Btf:
             fields.append(Field(name, position // 8, size, names))
         return Layout(found.name, found.size_or_type, tuple(fields))
 
+    def struct(self, name: str) -> Layout:
+        """Return the layout of the struct called *name*; ValueError if there is none."""
+        for type_id, found in enumerate(self._types):
+            if found.kind == KIND_STRUCT and found.name == name:
+                return self.layout(type_id)
+        raise ValueError(f"BTF has no struct {name}")
+
     def enum(self, name: str) -> dict[int, str]:
         """Return the names of an enum's values; ValueError if there is no enum called *name*."""
         for found in self._types:

@@ -5,13 +5,14 @@ import logging
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import product
 from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.features import forbids_reading
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def open_object(image: bytes | None = None) -> Object:
 
 def set_parts(opened: Object, root_id: int, parts: Parts) -> None:
     """Set what the programs of an object will count, and in which cgroup, before its load."""
-    value = struct.pack("=Q???5x", root_id, parts.tcp, parts.tcp_histograms, parts.udp)
+    value = opened.btf.struct("settings").pack(root=root_id, **asdict(parts))
     opened.maps[".rodata.settings"].set_initial_value(value)
 
 
@@ -338,6 +339,11 @@ def advice(error: LoadError | OSError) -> str:
         return "allow the daemon more memory, or lower limits.sockets, limits.connections and limits.cgroups"
     if error.errno == errno.EMFILE:
         return "raise the limit of open files (LimitNOFILE=)"
+    if forbids_reading():
+        return (
+            "the kernel is locked down (confidentiality): leave out what reads sockets "
+            "(--no-collector.tcp --no-collector.listeners --no-collector.udp)"
+        )
     return "see sockledger doctor"
 
 

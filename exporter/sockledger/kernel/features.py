@@ -11,6 +11,7 @@ BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 BTF = Path("/sys/kernel/btf/vmlinux")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
 NO_BTF = f"{BTF} is missing: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
 
 
@@ -67,6 +68,11 @@ def lists_links() -> bool:
 def sees_all_processes() -> bool:
     """Whether this is the first pid namespace, beyond which an iterator over files sees no process."""
     return PID_NAMESPACE.stat().st_ino == PROC_PID_INIT_INO
+
+
+def forbids_reading() -> bool:
+    """Whether the kernel lets no program read its memory, as TCP's and UDP's do (lockdown(7))."""
+    return LOCKDOWN.exists() and "[confidentiality]" in LOCKDOWN.read_text()
 
 
 def counts_runs() -> bool:
