@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client import generate_latest as generate_text
@@ -46,9 +46,6 @@ MADE = {
     MetricType.SUMMARY: SummaryMetricFamily,
     MetricType.HISTOGRAM: HistogramMetricFamily,
 }
-
-# A busy machine is no reason to fail.
-patient = settings(deadline=None)
 
 
 @st.composite
@@ -103,7 +100,6 @@ def counter(*samples: tuple[Series, int | float]) -> Family:
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-@patient
 @given(families=families())
 def test_bytes_are_those_of_prometheus_client(families: list[Family], openmetrics: bool) -> None:
     assert render(families, seen=None, openmetrics=openmetrics) == reference(
@@ -117,7 +113,6 @@ ROWS = st.lists(
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-@patient
 @given(rows=ROWS)
 def test_summaries_are_those_of_prometheus_client(
     rows: list[tuple[str, str, list[int], float]], openmetrics: bool
@@ -133,7 +128,6 @@ def test_summaries_are_those_of_prometheus_client(
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-@patient
 @given(rows=ROWS, bounds=BOUNDS)
 def test_histograms_are_those_of_prometheus_client(
     rows: list[tuple[str, str, list[int], float]], bounds: list[float], openmetrics: bool
@@ -151,7 +145,6 @@ def test_histograms_are_those_of_prometheus_client(
 
 
 @pytest.mark.parametrize("escaping", ["allow-utf-8", "underscores"])
-@patient
 @given(families=families())
 def test_an_escaping_scheme_that_is_offered_changes_no_byte(families: list[Family], escaping: str) -> None:
     text, openmetrics = (render(families, seen=None, openmetrics=wanted) for wanted in (False, True))
@@ -159,7 +152,6 @@ def test_an_escaping_scheme_that_is_offered_changes_no_byte(families: list[Famil
     assert openmetrics == generate_openmetrics(Reference(families), escaping)  # type: ignore[no-untyped-call]
 
 
-@patient
 @given(value=VALUES)
 def test_gauge_values_of_all_kinds(value: float) -> None:
     family = Family(Metric("sockledger_x", MetricType.GAUGE, ""), [(Series([]), value)])
@@ -188,7 +180,6 @@ def test_values_are_written_as_go_writes_them(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-@patient
 @given(labels=LABELS, value=st.integers(0, 2**53))
 def test_a_parser_reads_back_what_was_rendered(
     labels: list[tuple[str, str]], value: int, openmetrics: bool
@@ -227,7 +218,6 @@ def test_a_parser_reads_back_a_summary_and_a_histogram(openmetrics: bool) -> Non
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-@patient
 @given(families=families(), seen=st.integers(0, 9))
 def test_young_series_are_shown_as_zero_but_for_gauges(
     families: list[Family], seen: int, openmetrics: bool
@@ -347,7 +337,6 @@ def test_negotiation(accept: str | None, openmetrics: bool, content_type: str) -
     assert negotiate(accept) == (openmetrics, content_type)
 
 
-@patient
 @given(accept=st.text() | st.from_regex(r"(application/openmetrics-text|text/plain);version=.*;escaping=.*"))
 def test_no_accept_header_gets_more_than_a_known_content_type(accept: str) -> None:
     openmetrics, content_type = negotiate(accept)
