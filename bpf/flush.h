@@ -16,11 +16,14 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 		BRANCH(FREED);
 		/* a full barrier: the drain has read the key before another owner writes his */
 		__sync_lock_test_and_set(&s->owner, FREE);
-	} else if (!drain(s)) {
+		return 0;
+	}
+	/* when it falls silent, too: what has come may be dropped only now, as it is read */
+	if (settings.udp && s->protocol == UDP && s->address)
+		pull_drops(owner, (const void *)s->address);
+	if (!drain(s)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);
-	} else if (settings.udp && s->protocol == UDP && s->address) {
-		pull_drops(owner, (const void *)s->address);
 	}
 	return 0;
 }
@@ -37,5 +40,6 @@ int sl_flush(void *ctx)
 	__u32 taken = 0;
 
 	bpf_for_each_map_elem(&sockets, flush_one, &taken, 0);
+	walks++;
 	return taken;
 }

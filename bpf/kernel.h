@@ -49,11 +49,16 @@ struct atomic64 {
 	__s64 counter;
 };
 
+struct refcount {
+	struct atomic refs;
+};
+
 struct sock_common {
 	unsigned short skc_family;
 	unsigned char skc_state;
 	__u16 skc_num; /* the local port */
 	struct atomic64 skc_cookie;
+	struct refcount skc_refcnt;
 };
 
 struct numa_drop_counters { /* since 6.18, of UDP and raw sockets */

@@ -251,6 +251,8 @@ static __always_inline void observe_rtt(struct tcp_socket *s, struct tcp_totals 
 
 	if (!r->rtt || slot == s->observed)
 		return;
+	if (r->acked_bytes <= 1 && !r->received_bytes)
+		return; /* the SYN is acknowledged as a byte */
 	if (r->acked_bytes == s->cursor.acked_bytes && r->received_bytes == s->cursor.received_bytes)
 		return;
 	s->observed = slot;

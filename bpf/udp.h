@@ -16,7 +16,7 @@ struct udp_socket {
 	__u64 address; /* of struct sock */
 	__u64 cgroup_id;
 	__u32 drops; /* cursor */
-	__u32 reserved;
+	__u32 dead;  /* the walk over all seats before it was found so; 0: it lives */
 };
 
 struct udp_totals {
@@ -101,13 +101,27 @@ int BPF_PROG(sl_udp_drops, int rc, const struct sock *sk)
 	return 0;
 }
 
+/* Walks over all seats so far, and one: a dead socket's seat is read by the next, and retired by the one
+ * after. */
+static __u32 walks = 1;
+
+/* Memory that is free keeps the cookie until it is another's. */
+static __always_inline bool is_dead(__u64 cookie, const struct sock *sk)
+{
+	return !READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter) || cookie_at(sk) != cookie;
+}
+
 static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s, void *unused)
 {
 	const struct sock *sk = (const void *)s->address;
 	__u64 key = *cookie;
 
 	pull_drops(key, sk);
-	if (cookie_at(sk) != key)
+	if (!is_dead(key, sk))
+		return 0;
+	if (!s->dead)
+		s->dead = walks;
+	else if (walks - s->dead >= 2)
 		bpf_map_delete_elem(&udp_sockets, &key);
 	return 0;
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.kernel.ledger import attached
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, sysctl_set
+from tests.kernel.tcp import Ends, new_ends
 from tests.kernel.traffic import SCALE, Generator, compile_generator
 from tests.kernel.truth import runs_for_ipv6_synack
 
@@ -94,3 +95,18 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generator(binary: Path, client: Cgroup, server: Cgroup, netns: Netns) -> Generator:
     """The generator over one namespace's loopback."""
     return Generator(binary, client, server, netns, netns)
+
+
+@pytest.fixture
+def below(parent: Cgroup) -> Iterator[CgroupRoot]:
+    """A root to count in that has nothing but the test's own cgroups below it."""
+    root = CgroupRoot(parent.path)
+    yield root
+    os.close(root.fd)
+
+
+@pytest.fixture
+def ends(client: Cgroup, server: Cgroup, netns: Netns) -> Iterator[Ends]:
+    """Connections one by one, over one namespace's loopback."""
+    with new_ends(client, server, netns) as ends:
+        yield ends

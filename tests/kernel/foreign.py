@@ -1,12 +1,16 @@
-"""Programs of others at a cgroup: two instructions that let everything pass, or nothing."""
+"""Programs of others at a cgroup: two instructions that let everything pass, or nothing; and sockops."""
 
 import ctypes
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-from tests.kernel.machine import Cgroup
+from tests.kernel.machine import Cgroup, run
+
+from sockledger.kernel.libbpf import Object
 
 # include/uapi/linux/bpf.h
 INGRESS, EGRESS = 0, 1
@@ -49,3 +53,60 @@ def foreign_program(cgroup: Cgroup, attach_type: int, flags: int, verdict: int =
     finally:
         os.close(target)
         os.close(program)
+
+
+# ---- sockops
+
+# include/uapi/linux/bpf.h
+OPS = (
+    *("void", "timeout_init", "rwnd_init", "tcp_connect", "active_established", "passive_established"),
+    *("needs_ecn", "base_rtt", "rto", "retrans", "state", "tcp_listen", "rtt"),
+)
+RTO_FLAG, RETRANS_FLAG, STATE_FLAG, RTT_FLAG = (1 << bit for bit in range(4))
+
+
+def compile_sockops(folder: Path) -> bytes:
+    image = folder / "sockops.bpf.o"
+    multiarch = run("clang", "-print-multiarch").strip()
+    run(
+        *("clang", "-target", "bpf", "-O2", "-g", "-idirafter", f"/usr/include/{multiarch}"),
+        *("-c", str(Path(__file__).with_name("sockops.bpf.c")), "-o", str(image)),
+    )
+    return image.read_bytes()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a sockops program of another does; struct wishes in sockops.bpf.c."""
+
+    flags: int = 0
+    timeout: int = 0
+    ecn: bool = False
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class ForeignSockops:
+    _object: Object
+
+    def calls(self) -> dict[str, int]:
+        """How often it was called, by op; only what is not 0."""
+        table = self._object.maps["calls"]
+        found = {op: int.from_bytes(table.lookup_index(number), "little") for number, op in enumerate(OPS)}
+        return {op: number for op, number in found.items() if number}
+
+
+@contextmanager
+def foreign_sockops(image: bytes, cgroup: Cgroup, wishes: Wishes) -> Iterator[ForeignSockops]:
+    program = Object(image, "foreign")
+    fields = wishes.flags, wishes.timeout, wishes.ecn, wishes.alone
+    program.maps[".rodata.wishes"].set_initial_value(struct.pack("=II??2x", *fields))
+    program.load()
+    target = os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        link = program.programs["foreign"].attach_cgroup(target)
+        yield ForeignSockops(program)
+        link.destroy()
+    finally:
+        os.close(target)
+        program.close()

@@ -34,13 +34,30 @@ SLOW_MOTION = (
 )
 
 # And each flush takes all seats back, from active sockets too; slowly, so that these add meanwhile.
-_IDLE = "} else if (!drain(s)) {\n"
-_ALWAYS = "} else if (!drain(s) || true) {\n"
+_IDLE = "	if (!drain(s)) {\n"
+_ALWAYS = "	if (!drain(s) || true) {\n"
 HURRIED = (*SLOW_MOTION, Change("flush.h", _IDLE, _ALWAYS))
 RESTLESS = (*SLOW_MOTION, Change("flush.h", _IDLE, f"{_ALWAYS}		{PAUSE}"))
 
 # Each seat stays its owner's, so that there may be flushes without a grace period between them.
-SETTLED = (Change("flush.h", _IDLE, "} else if (!drain(s) && false) {\n"),)
+SETTLED = (Change("flush.h", _IDLE, "	if (!drain(s) && false) {\n"),)
+
+# The flush of TCP stops between taking an entry and reading its socket, in the middle of reading, and before
+# it looks whether the socket has ended meanwhile.
+_HALF_READ = "	if (phase == LISTENING)\n		read_listener(sk, r);\n"
+_TAKEN = "	there = cookie_at(sk) == s->cookie;\n"
+_HAS_READ = "	/* the end comes before the socket's counters are set to 0, and before it is another's */\n"
+SLOW_PULL = (
+    *SLOW_MOTION[:1],
+    Change("tcp_account.h", _HALF_READ, f"	{PAUSE}{_HALF_READ}"),
+    Change("tcp_sockets.h", _TAKEN, f"{_TAKEN}	{PAUSE * 3}"),
+    Change("tcp_sockets.h", _HAS_READ, f"	{PAUSE}{_HAS_READ}"),
+)
+# In the middle for so long that the socket may be at its next connection.
+TORN_PULL = (
+    *SLOW_MOTION[:1],
+    Change("tcp_account.h", _HALF_READ, f"	{PAUSE * 10}{_HALF_READ}"),
+)
 
 
 def build(folder: Path, changes: tuple[Change, ...] = (), *, defines: str = "") -> bytes:

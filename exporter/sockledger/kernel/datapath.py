@@ -156,7 +156,8 @@ class DataPath:
         self._object = open_object(image)
         self._parts = parts
         self.programs = self._object.programs
-        self.maps = {name: each for name, each in self._object.maps.items() if ".rodata" not in name}
+        # without the object's variables
+        self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
         self.links: dict[str, Link] = {}
         self._meters: dict[int, tuple[Link, Link]] = {}
 

@@ -1,0 +1,121 @@
+"""Listening sockets: what waits in their queues and what they dropped, as the kernel says it."""
+
+import re
+import socket
+
+import pytest
+from tests.kernel.ledger import attached, record_of
+from tests.kernel.machine import Cgroup, Netns
+from tests.kernel.tcp import Ends, queued, reset, set_sysctl, tcp_losses
+from tests.kernel.traffic import Generator, netstat
+from tests.patience import eventually
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath
+
+BACKLOG, CONNECTS = 8, 40
+
+
+def queue(path: DataPath, cgroup: Cgroup, port: int) -> tuple[int, int] | None:
+    """Length and limit as the last flush found them; None where nobody listens."""
+    found = dict(path.sums["listen_queues"].rows()).get((cgroup.id, port))
+    return (found[0], found[1]) if found else None
+
+
+def drops_of(path: DataPath, cgroup: Cgroup, port: int) -> int:
+    return record_of(path, "listen_totals", cgroup.id, port)["drops"]
+
+
+def queues(netns: Netns, port: int) -> tuple[int, int]:
+    """Sums of Recv-Q and Send-Q, as ss shows them."""
+    lines = [line.split() for line in netns.run("ss", "-ltnH").splitlines()]
+    of_port = [line for line in lines if re.search(rf":{port}$", line[3])]
+    return sum(int(line[1]) for line in of_port), sum(int(line[2]) for line in of_port)
+
+
+@pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "never flushed"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("syncookies", ["0", "1"], ids=["no SYN cookies", "SYN cookies"])
+def test_overflow(
+    below: CgroupRoot, generator: Generator, netns: Netns, family: int, syncookies: str, flushed: bool
+) -> None:
+    """SYNs are sent again all the while, so what is dropped while they are is between two looks."""
+    set_sysctl(netns, "net.ipv4.tcp_syncookies", syncookies)
+    with attached(below) as path:
+        with generator.start("listen_overflow", CONNECTS, family=family, backlog=BACKLOG) as running:
+            port = running.wait_ready().events["port"]
+            if flushed:
+                before = netstat(netns)["TcpExtListenDrops"]
+                path.flush_tcp()
+                drops = drops_of(path, generator.server, port)
+                assert before <= drops <= netstat(netns)["TcpExtListenDrops"]
+                assert queue(path, generator.server, port) == (BACKLOG + 1, BACKLOG)
+                assert queues(netns, port) == (BACKLOG + 1, BACKLOG)
+            result = running.result()
+        counted = netstat(netns)
+        drops = drops_of(path, generator.server, port)  # without a flush: the end tells
+        assert drops == counted["TcpExtListenDrops"] == result.events["listen_drops"]
+        assert drops == counted["TcpExtListenOverflows"]
+        assert drops >= CONNECTS - (BACKLOG + 1)
+        path.flush_tcp()
+        assert queue(path, generator.server, port) is None
+        assert drops_of(path, generator.server, port) == drops
+        assert tcp_losses(path) == {}
+
+
+def test_older_listener_counts_from_now_on(below: CgroupRoot, generator: Generator, netns: Netns) -> None:
+    with generator.start("listen_overflow", CONNECTS, backlog=BACKLOG) as running:
+        port = running.wait_ready().events["port"]
+        earliest = netstat(netns)["TcpExtListenDrops"]
+        assert earliest > 0
+        with attached(below) as path:
+            latest = netstat(netns)["TcpExtListenDrops"]
+            path.flush_tcp()
+            assert queue(path, generator.server, port) == (BACKLOG + 1, BACKLOG)
+            final = running.result().events["listen_drops"]
+            assert final - latest <= drops_of(path, generator.server, port) <= final - earliest
+            path.flush_tcp()
+            assert queue(path, generator.server, port) is None
+
+
+def test_listeners_that_share_a_port(below: CgroupRoot, ends: Ends) -> None:
+    """Their queues are added up; when one ends, its part is gone."""
+    with attached(below) as path:
+        first = ends.listener(3, reuse=True)
+        port = first.getsockname()[1]
+        second = ends.listener(5, port=port, reuse=True)
+        clients = [ends.new_socket(ends.client) for _ in range(4)]
+        for client in clients:
+            client.connect(first.getsockname())
+        eventually(lambda: queued(first) + queued(second) == 4, "all wait, even if in one queue")
+        path.flush_tcp()
+        assert queue(path, ends.server, port) == (4, 3 + 5) == queues(ends.netns, port)
+        left = queued(second)
+        first.close()
+        path.flush_tcp()
+        assert queue(path, ends.server, port) == (left, 5) == queues(ends.netns, port)
+        second.close()
+        path.flush_tcp()
+        assert queue(path, ends.server, port) is None
+
+
+def test_queue_that_is_emptied_and_limit_that_is_changed(below: CgroupRoot, ends: Ends) -> None:
+    with attached(below) as path:
+        listener = ends.listener(10)
+        port = listener.getsockname()[1]
+        for number in range(1, 4):
+            ends.new_socket(ends.client).connect(listener.getsockname())
+            eventually(lambda wanted=number: queued(listener) == wanted, "it waits")  # type: ignore[misc]
+            path.flush_tcp()
+            assert queue(path, ends.server, port) == (number, 10)
+        listener.listen(20)
+        for number in (2, 1, 0):
+            reset(ends.accept(listener))
+            path.flush_tcp()
+            assert queue(path, ends.server, port) == (number, 20)
+        listener.shutdown(socket.SHUT_RDWR)
+        path.flush_tcp()
+        assert queue(path, ends.server, port) is None
+        listener.listen(30)
+        path.flush_tcp()
+        assert queue(path, ends.server, listener.getsockname()[1]) == (0, 30)

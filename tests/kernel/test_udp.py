@@ -1,0 +1,149 @@
+"""Datagrams that UDP sockets dropped: what the sockets themselves say, and /proc/net/udp."""
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.kernel.ledger import attached, record_of
+from tests.kernel.machine import Cgroup, Netns
+from tests.kernel.objects import Change, build
+from tests.kernel.tcp import Ends, flushing_udp, followed, tcp_losses
+from tests.kernel.traffic import Generator, scaled
+
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath
+
+SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8  # include/uapi/linux/sock_diag.h
+RHYTHMS = {"flushed in the end": None, "flushed all the time": 0.0}
+
+
+def drops_of(path: DataPath, cgroup: Cgroup) -> int:
+    return record_of(path, "udp_totals", cgroup.id)["receive_drops"]
+
+
+def flush(path: DataPath) -> None:
+    path.flush_sockets()
+    path.flush_udp()
+
+
+def proc_drops(netns: Netns) -> int:
+    """The drops column of /proc/net/udp and udp6."""
+    return sum(
+        int(line.split()[-1])
+        for table in ("udp", "udp6")
+        for line in netns.run("cat", f"/proc/net/{table}").splitlines()[1:]
+    )
+
+
+def meminfo_drops(sock: socket.socket) -> int:
+    drops: int = struct.unpack("=9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[SK_MEMINFO_DROPS]
+    return drops
+
+
+@pytest.mark.parametrize("period", RHYTHMS.values(), ids=RHYTHMS.keys())
+def test_drops_of_every_kind(
+    below: CgroupRoot, generator: Generator, netns: Netns, period: float | None
+) -> None:
+    """A full buffer, a socket filter, a wrong checksum; sockets that live, and that were closed at once."""
+    count = max(scaled(400), 80)
+    with attached(below) as path:
+        with generator.start("udp_drops", count) as running:
+            with flushing_udp(path, period):
+                events = running.wait_ready().events
+            flush(path)
+            assert drops_of(path, generator.server) == events["udp_drops"]
+            assert drops_of(path, generator.client) == 0
+            assert proc_drops(netns) == events["udp_drops"] - events["udp_drops_short"]
+            running.result()
+        flush(path)
+        assert drops_of(path, generator.server) == events["udp_drops"]
+        assert tcp_losses(path) == {}
+
+
+@contextmanager
+def full(ends: Ends, drops: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A socket without room that has dropped some, and who sends to it."""
+    receiver = ends.new_socket(ends.server, kind=socket.SOCK_DGRAM)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    receiver.bind(("127.0.0.1", 0))
+    sender = ends.new_socket(ends.client, kind=socket.SOCK_DGRAM)
+    sender.connect(receiver.getsockname())
+    while meminfo_drops(receiver) < drops:
+        sender.send(bytes(100))
+    yield receiver, sender
+
+
+def test_older_sockets_count_from_now_on(below: CgroupRoot, ends: Ends) -> None:
+    with full(ends, 10) as (receiver, sender), attached(below) as path:
+        flush(path)
+        assert drops_of(path, ends.server) == 0
+        before = meminfo_drops(receiver)
+        sender.send(bytes(100))  # its first packet: what it dropped before is not ours
+        flush(path)
+        for more in range(5):
+            for _ in range(more):
+                sender.send(bytes(100))
+            flush(path)
+            assert drops_of(path, ends.server) == meminfo_drops(receiver) - before
+        receiver.close()
+        flush(path)
+        assert drops_of(path, ends.server) == 1 + sum(range(5))
+
+
+def test_drops_beside_the_root_are_not_counted(ends: Ends, client: Cgroup) -> None:
+    below = CgroupRoot(client.path)
+    with full(ends, 1) as (receiver, sender), attached(below) as path:
+        for _ in range(20):
+            sender.send(bytes(100))
+        assert meminfo_drops(receiver) >= 20
+        flush(path)
+        assert {key for key, _ in path.sums["udp_totals"].rows()} == {(0,)}
+        assert followed(path, ends.server.id, "udp_sockets") == 0
+
+
+def test_sockets_that_find_no_room(below: CgroupRoot, ends: Ends, tmp_path: Path) -> None:
+    """Of those that have room all is counted; the others are told of."""
+    room = "	__uint(max_entries, 16384);\n	__type(key, __u64); /* cookie */\n"
+    image = build(tmp_path, (Change("udp.h", room, room.replace("16384", "1")),))
+    with attached(below, image) as path, full(ends, 5) as (first, _), full(ends, 5) as (second, _):
+        flush(path)
+        assert drops_of(path, ends.server) == meminfo_drops(first)
+        assert path.lost_updates()["udp_sockets_full"] >= meminfo_drops(second)
+
+
+def test_entries_of_dead_sockets_go(below: CgroupRoot, ends: Ends) -> None:
+    with attached(below) as path:
+        for _ in range(20):
+            with full(ends, 3) as (receiver, _sender):
+                receiver.close()
+        for _ in range(3):  # one more, for as long as their seats are read
+            flush(path)
+            assert drops_of(path, ends.server) == 20 * 3
+        assert followed(path, ends.server.id, "udp_sockets") == 0
+
+
+def test_drop_that_comes_late(below: CgroupRoot, ends: Ends) -> None:
+    """A wrong checksum may be seen long after the datagram came: when it is read."""
+    receiver = ends.new_socket(ends.server, kind=socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    port = receiver.getsockname()[1]
+    wrong = struct.pack("!HHHH", 1, port, 108, 1) + bytes(100)
+    sender = ends.new_socket(ends.client, kind=socket.SOCK_DGRAM)
+    sender.connect(receiver.getsockname())
+    with ends.client.joined(), ends.netns.entered():
+        raw = ends.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP))
+    with attached(below) as path:
+        raw.sendto(wrong, ("127.0.0.1", 0))
+        flush(path)
+        receiver.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            receiver.recv(200)
+        assert meminfo_drops(receiver) == 1
+        for _ in range(3):  # the seat is taken back meanwhile
+            flush(path)
+        sender.send(b"x")
+        flush(path)
+        assert drops_of(path, ends.server) == 1
