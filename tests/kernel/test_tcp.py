@@ -102,6 +102,15 @@ def test_opened_is_closed_in_the_end(below: CgroupRoot, generator: Generator, pe
         assert_over(path, generator, results)
 
 
+@pytest.mark.parametrize("period", RHYTHMS.values(), ids=RHYTHMS.keys())
+def test_ended_is_not_found(below: CgroupRoot, generator: Generator, period: float | None) -> None:
+    """A packet that finds a socket whose end has just been counted does not make it an older one."""
+    with attached(below) as path:
+        with flushing_tcp(path, period):
+            result = generator.run("crossing", scaled(20_000))
+        assert_over(path, generator, [result])
+
+
 def test_open_now(below: CgroupRoot, generator: Generator) -> None:
     """What is opened and not closed is there, and established."""
     keep = 40

@@ -89,12 +89,45 @@ def reused_connections_are_exact(path: DataPath, place: Place) -> bool:
     return connections_are_exact(path, place, reused=True)
 
 
+def sockets_in_haste_are_exact(path: DataPath, place: Place) -> bool:
+    """One that begins its next connection as soon as the last one has ended."""
+    uses, acked, ends = 300, 0, place.ends
+    listener = ends.listener()
+    client = ends.new_socket(ends.client)
+    with flushing_tcp(path, 0):
+        for _ in range(uses):
+            client.connect(listener.getsockname())
+            server, _ = listener.accept()
+            client.send(bytes(1000))
+            while tcp_info(client)["unacked"]:
+                pass
+            acked += tcp_info(client)["bytes_acked"]
+            disconnect(client)
+            server.close()
+    path.flush_tcp()
+    books = books_of(path, ends.client.id)
+    print(books, acked)
+    return books.opened == books.closed == {"active": uses} and books.counts["acked_bytes"] == acked
+
+
 def times_are_exact(path: DataPath, place: Place) -> bool:
     """Of sockets that are used again, and limited by a slow reader."""
     result = place.generator.run("accounts", 40, slow=1)
     found = {side: books_of(path, cgroup.id).times for side, cgroup in place.ends.sides}
     print(found, result.tcp_info)
     return all(found[side] == times_of(result.tcp_info[side]) for side in SIDES)
+
+
+def crossing_connections_are_exact(path: DataPath, place: Place) -> bool:
+    """Ended by one side while a packet of the other finds it."""
+    result = place.generator.run("crossing", 10_000)
+    path.flush_tcp()
+    opened = [books_of(path, cgroup.id).opened for _, cgroup in place.ends.sides]
+    print(opened)
+    return all(
+        found == {role: count for role, count in result.connections[side].items() if count}
+        for found, (side, _) in zip(opened, place.ends.sides, strict=True)
+    )
 
 
 def older_ones_end(path: DataPath, place: Place) -> bool:
@@ -148,9 +181,33 @@ SILENT = (
     at(ASKED, f"if (true || {ASKED[4:]}", "tcp_hooks.h"),
 )
 
-TAKES = "__sync_val_compare_and_swap(&s->life, LIVE, LIVE | PINNED)"
+COUNT_OPENED = """static __noinline int count_opened(struct tcp_socket *s)
+{
+	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
+
+	if (t)
+		add_to(t->opened, s->role, ROLES, 1);
+	return 0;
+}
+
+"""
 
 MUTANTS = {
+    "found is counted at once": Mutant(
+        crossing_connections_are_exact,
+        (
+            at(
+                "	BRANCH(TCP_ADOPTED);\n",
+                "	BRANCH(TCP_ADOPTED);\n	s->phase = s->phase == FOUND ? OPEN : s->phase;\n"
+                "	count_opened(s);\n",
+            ),
+            at("static __noinline int adopt(", f"{COUNT_OPENED}static __noinline int adopt("),
+        ),
+    ),
+    "used again without an entry": Mutant(
+        sockets_in_haste_are_exact,
+        (*SLOW_PULL, at("		key = cookie ^ REUSED;\n		error = insert(key);\n", "")),
+    ),
     "begins at 0 when it is used again": Mutant(
         times_are_exact,
         (at("leaves them */\n	read_connection(sk, &s->cursor);\n", "leaves them */\n"),),
@@ -190,9 +247,11 @@ MUTANTS = {
 # The same with changes that are none.
 EQUALS = {
     "unchanged": Mutant(connections_are_exact, ()),
+    "unchanged, crossing": Mutant(crossing_connections_are_exact, ()),
     "unchanged, used again": Mutant(reused_connections_are_exact, ()),
     "slow motion": Mutant(connections_are_exact, SLOW_PULL),
     "slow motion, used again": Mutant(reused_connections_are_exact, TORN_PULL),
+    "slow motion, in haste": Mutant(sockets_in_haste_are_exact, SLOW_PULL),
     "times": Mutant(times_are_exact, ()),
     "older": Mutant(older_ones_end, ()),
     "unseen": Mutant(unseen_ends_are_found, SILENT),
@@ -200,8 +259,8 @@ EQUALS = {
 
 
 def built(mutant: Mutant, folder: Path) -> bytes:
-    if SCALE > 1 and SLOW_PULL[0] in mutant.changes:
-        pytest.skip("slow motion in an emulator takes hours")
+    if SCALE > 1 and (SLOW_PULL[0] in mutant.changes or mutant.judge is crossing_connections_are_exact):
+        pytest.skip("races, and slow motion, take hours in an emulator")
     return build(folder, mutant.changes, defines="-DBRANCH_COUNTERS")
 
 
@@ -231,5 +290,7 @@ def test_no_false_alarm(mutant: Mutant, below: CgroupRoot, generator: Generator,
     assert all(is_exact(mutant, image, below, generator, taken) for _ in range(RUNS))
     if mutant.changes in (SLOW_PULL, TORN_PULL):
         assert taken["TCP_HANDED_OVER"] > 0
+    if mutant.judge is sockets_in_haste_are_exact:
+        assert taken["TCP_REUSED"] > 0
     if mutant.changes == SILENT:
         assert taken["TCP_END_UNSEEN"] > 0

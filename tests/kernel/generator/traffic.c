@@ -21,6 +21,7 @@
  *   listen_overflow
  *               more connects than a listener's --backlog has room for, until standard input ends
  *   udp_drops   UDP sockets that drop what comes, the last of them until standard input ends
+ *   crossing    connections that one side resets while the other sends
  *
  * One process plays both sides: a socket belongs to the cgroup and the network namespace that its maker
  * was in, wherever the maker goes afterwards. Prints one line of JSON: under "figures" the IP packets and
@@ -40,6 +41,7 @@
 #include "accounts.h"
 #include "overflow.h"
 #include "drops.h"
+#include "crossing.h"
 #include <fcntl.h>
 #include <sys/resource.h>
 
@@ -60,7 +62,8 @@ static const struct {
 		 {"netns_destroyed", netns_destroyed},
 		 {"accounts", accounts},
 		 {"listen_overflow", listen_overflow},
-		 {"udp_drops", udp_drops}};
+		 {"udp_drops", udp_drops},
+		 {"crossing", crossing}};
 
 static int open_path(const char *path, int flags)
 {
