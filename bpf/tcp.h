@@ -124,24 +124,26 @@ enum phase { CONNECTING, OPEN, LISTENING, FOUND, NONE };
 #define ENDED	4
 #define SETTLED 8 /* alone: only to be deleted, which has failed once */
 
+/* Not larger than 192 bytes: with what the map adds it takes 256. */
 struct tcp_socket {
 	__u64 life;
-	__u64 key; /* the cookie, or that of a REUSED socket */
 	__u64 cookie;
 	__u64 address; /* of struct sock */
 	__u64 cgroup_id;
-	__u64 since; /* when it began to connect, then when it was opened; 0: not known; nanoseconds */
+	__u64 since; /* when it began to connect, was opened, or was found; nanoseconds */
 	enum phase phase : 8;
 	enum role role : 8;
 	__u16 port;	/* of a listener */
-	__u32 observed; /* when its RTT was, in RTT_SLOTs */
+	__u16 observed; /* when its RTT was, in RTT_SLOTs */
+	bool reused;	/* its key is of a REUSED socket */
+	__u8 reserved;
 	struct reading cursor;
 	struct reading end; /* the last one, written before ENDED */
 };
 
 #define RTT_SLOT 10000000000ULL /* nanoseconds */
 
-/* A socket's key if a flush still has the entry of its last connection. */
+/* Turns a cookie into its other key, for a socket of which a flush still has the last connection's entry. */
 #define REUSED (1ULL << 63)
 
 /* For so long the end that was counted may take to become the socket's state; nanoseconds. */

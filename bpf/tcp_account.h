@@ -247,7 +247,7 @@ static __noinline int add_queue(struct tcp_socket *s, const struct reading *r)
 /* An observation for each connection and slot in which it moved data, so that a busy one drowns no others. */
 static __always_inline void observe_rtt(struct tcp_socket *s, struct tcp_totals *t, const struct reading *r)
 {
-	__u32 slot = bpf_ktime_get_ns() / RTT_SLOT;
+	__u16 slot = bpf_ktime_get_ns() / RTT_SLOT;
 
 	if (!r->rtt || slot == s->observed)
 		return;

@@ -84,35 +84,6 @@ int BPF_PROG(sl_tcp_states, const struct sock *sk, int before, int after)
 	return 0;
 }
 
-static __always_inline bool is_tcp(const struct sock *sk)
-{
-	__u16 family = READ_SOCK(sk, __sk_common.skc_family);
-
-	return (family == AF_INET || family == AF_INET6) && READ_SOCK(sk, sk_type) == SOCK_STREAM &&
-	       READ_SOCK(sk, sk_protocol) == IPPROTO_TCP;
-}
-
-/* Run once, when all else is attached: sockets that are older. */
-SEC("?iter/task_file")
-int sl_tcp_adopt(struct bpf_iter__task_file *ctx)
-{
-	struct file *file = ctx->file;
-	struct socket *socket;
-	struct sock *sk;
-
-	if (!file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk)
-		return 0;
-	if (is_tcp(sk) && is_ours(sk))
-		adopt(bpf_get_socket_cookie(sk), sk);
-	return 0;
-}
-
 static long pull_one(struct bpf_map *map, const __u64 *cookie, struct tcp_socket *s, __u32 *sockets)
 {
 	(*sockets)++;

@@ -42,7 +42,7 @@ static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals 
 
 static __always_inline void remove_entry(struct tcp_socket *s)
 {
-	__u64 key = s->key;
+	__u64 key = s->reused ? s->cookie ^ REUSED : s->cookie;
 
 	/* fails where an interrupt has come into the change of a bucket (up to 6.6) */
 	if (bpf_map_delete_elem(&tcp_sockets, &key))
@@ -151,8 +151,8 @@ static __noinline struct tcp_socket *fill_in(__u64 key, __u64 cookie, const stru
 	struct tcp_socket *s = bpf_map_lookup_elem(&tcp_sockets, &key);
 
 	if (s) {
-		s->key = key;
 		s->cookie = cookie;
+		s->reused = key != cookie;
 		s->address = (__u64)sk;
 		s->cgroup_id = cgroup_of(sk);
 		s->since = bpf_ktime_get_ns();

@@ -26,7 +26,7 @@ struct udp_totals {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 65536);
 	__type(key, __u64); /* cookie */
 	__type(value, struct udp_socket);
 } udp_sockets SEC(".maps");

@@ -339,7 +339,7 @@ def flushing_udp(path: DataPath, period: float | None) -> AbstractContextManager
 
 
 @contextmanager
-def repeating(action: Callable[[], None], period: float | None) -> Iterator[None]:
+def repeating(action: Callable[[], object], period: float | None) -> Iterator[None]:
     """Do it in a thread, *period* seconds apart; None: never."""
     stop = threading.Event()
 

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.kernel.ledger import attached, record_of
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, flushing_udp, followed, tcp_losses
+from tests.kernel.tcp import Ends, flushing_udp, followed, repeating, tcp_losses
 from tests.kernel.traffic import Generator, scaled
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -93,6 +94,24 @@ def test_older_sockets_count_from_now_on(below: CgroupRoot, ends: Ends) -> None:
         assert drops_of(path, ends.server) == 1 + sum(range(5))
 
 
+@pytest.mark.parametrize("sockets", [1, 1000])
+def test_attached_in_mid_flood(below: CgroupRoot, ends: Ends, sockets: int) -> None:
+    """What was dropped before is not ours, whether the socket finds a seat or not."""
+    with full(ends, 10_000) as (receiver, sender):
+        for _ in range(5):
+            with repeating(lambda: sender.send(bytes(100)), 0.0):
+                before = meminfo_drops(receiver)
+                with attached(below, sockets=sockets) as path:
+                    attached_at = meminfo_drops(receiver)
+                    time.sleep(0.05)
+                    flush(path)
+                    least = meminfo_drops(receiver)
+                    flush(path)
+                    counted = drops_of(path, ends.server)
+                    most = meminfo_drops(receiver)
+            assert least - attached_at <= counted <= most - before
+
+
 def test_drops_beside_the_root_are_not_counted(ends: Ends, client: Cgroup) -> None:
     below = CgroupRoot(client.path)
     with full(ends, 1) as (receiver, sender), attached(below) as path:
@@ -106,8 +125,8 @@ def test_drops_beside_the_root_are_not_counted(ends: Ends, client: Cgroup) -> No
 
 def test_sockets_that_find_no_room(below: CgroupRoot, ends: Ends, tmp_path: Path) -> None:
     """Of those that have room all is counted; the others are told of."""
-    room = "	__uint(max_entries, 16384);\n	__type(key, __u64); /* cookie */\n"
-    image = build(tmp_path, (Change("udp.h", room, room.replace("16384", "1")),))
+    room = "	__uint(max_entries, 65536);\n	__type(key, __u64); /* cookie */\n"
+    image = build(tmp_path, (Change("udp.h", room, room.replace("65536", "1")),))
     with attached(below, image) as path, full(ends, 5) as (first, _), full(ends, 5) as (second, _):
         flush(path)
         assert drops_of(path, ends.server) == meminfo_drops(first)

@@ -26,8 +26,8 @@ QUEUE_LIMIT = Metric(
 DROPS = Metric(
     "sockledger_tcp_listen_drops",
     MetricType.COUNTER,
-    "SYNs and handshakes' last segments that listeners dropped, for a full queue, or by a filter, such as "
-    "systemd's IPAddressDeny= (sk_drops).",
+    "Segments that listeners dropped: SYNs and handshakes' last ones, for a full queue, and stray ones, as "
+    "bare resets (sk_drops).",
     ("port",),
     _PER_PORT,
 )

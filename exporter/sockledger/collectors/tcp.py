@@ -85,7 +85,10 @@ LIMITED = Metric(
 COUNTERS = {
     name: Metric(f"sockledger_tcp_{name}", MetricType.COUNTER, text, cardinality=_PER_WORKLOAD)
     for name, text in (
-        ("retransmitted_segments", "Segments sent again, SYNs and SYN-ACKs too (tcp_sock.total_retrans)."),
+        (
+            "retransmitted_segments",
+            "Segments sent again, SYNs too, and SYN-ACKs of what was opened (tcp_sock.total_retrans).",
+        ),
         (
             "retransmission_timeouts",
             "Retransmission timer expirations (sockops RTO_CB); not of connections older than the daemon, "
@@ -97,7 +100,10 @@ COUNTERS = {
         ),
         ("receive_segments", "Segments received by connections (tcp_sock.segs_in)."),
         ("out_of_order_segments", "Segments received out of order (tcp_sock.rcv_ooopack)."),
-        ("acked_bytes", "Bytes sent and acknowledged, SYN and FIN as one each (tcp_sock.bytes_acked)."),
+        (
+            "acked_bytes",
+            "Bytes sent and acknowledged; a FIN is one, and an active side's SYN (tcp_sock.bytes_acked).",
+        ),
         (
             "received_bytes",
             "Bytes received in order, without what came twice, a FIN as one (tcp_sock.bytes_received).",

@@ -81,6 +81,8 @@ SUMS = {
     "tcp_histograms": "tcp_histograms",
     "udp_totals": "udp",
 }
+# A cgroup may listen on many ports.
+LEAST_PORTS = 1024
 # Of what lives only from one flush to the next.
 QUEUES = "listen_queues"
 
@@ -163,13 +165,19 @@ class DataPath:
 
         set_parts(self._object, root.id, parts)
         for name, program in self.programs.items():
-            if name.startswith(("sl_tcp_", "sl_udp_")):
-                program.set_autoload(parts.tcp if name.startswith("sl_tcp_") else parts.udp)
+            for prefix, wanted in (
+                ("sl_tcp_", parts.tcp),
+                ("sl_udp_", parts.udp),
+                ("sl_older", parts.tcp or parts.udp),
+            ):
+                if name.startswith(prefix):
+                    program.set_autoload(wanted)
         self.maps["sockets"].max_entries = sockets
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name, part in SUMS.items():
-            self.maps[name].max_entries = cgroups + 1 if getattr(parts, part) else 1
+            entries = max(cgroups, LEAST_PORTS) if name.startswith("listen_") else cgroups
+            self.maps[name].max_entries = entries + 1 if getattr(parts, part) else 1
         try:
             self._object.load()
         except LoadError as error:
@@ -192,21 +200,22 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs. UserError if the cgroup refuses; then nothing stays attached.
 
-        The ends of sockets first, then their packets, then what is older than these programs.
+        The ends of connections first, then those that are older, then packets; drops of datagrams last, for
+        what a socket has dropped before its packets are counted is not ours.
         """
         try:
             if self._parts.tcp:
                 self._attach("sl_tcp_states")
                 self._attach_cgroup("sl_tcp_events")
-            if self._parts.udp:
-                self._attach("sl_udp_drops")
+            if self._parts.tcp or self._parts.udp:
+                self._look_for_older()
             self._attach_cgroup(HOT_PATH)
             self._attach_cgroup("sl_transmit")
+            if self._parts.udp:
+                self._attach("sl_udp_drops")
         except UserError:
             self._detach()
             raise
-        if self._parts.tcp:
-            self._adopt()
 
     def _attach(self, name: str) -> None:
         try:
@@ -214,16 +223,16 @@ class DataPath:
         except OSError as error:
             raise UserError(f"attaching program {name} failed: {error.strerror}: {advice(error)}") from None
 
-    def _adopt(self) -> None:
+    def _look_for_older(self) -> None:
         """Take in older sockets. Those that are not found now are at their first packet, or at their end."""
         try:
-            link = self.programs["sl_tcp_adopt"].attach()
+            link = self.programs["sl_older"].attach()
             try:
                 link.run_iterator()
             finally:
                 link.destroy()
         except OSError as error:
-            logger.warning("older TCP sockets are not looked for", extra={"error": str(error)})
+            logger.warning("older sockets are not looked for", extra={"error": str(error)})
 
     def _attach_cgroup(self, name: str) -> None:
         self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Sockets that are older than these programs, by a walk over all open files: run once. */
+#include "tcp_sockets.h"
+#include "udp.h"
+
+static __always_inline bool is_internet(const struct sock *sk)
+{
+	__u16 family = READ_SOCK(sk, __sk_common.skc_family);
+
+	return family == AF_INET || family == AF_INET6;
+}
+
+SEC("?iter/task_file")
+int sl_older(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct sock *sk;
+	__u16 protocol;
+
+	if (!file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || !is_internet(sk) || READ_SOCK(sk, sk_type) == SOCK_RAW || !is_ours(sk))
+		return 0;
+	protocol = READ_SOCK(sk, sk_protocol);
+	if (settings.udp && protocol == IPPROTO_UDP)
+		begin_udp(bpf_get_socket_cookie(sk), sk);
+	/* of MPTCP the network sees the subflows, which have no files: they are found at their first packets
+	 */
+	if (settings.tcp && protocol == IPPROTO_TCP)
+		adopt(bpf_get_socket_cookie(sk), sk);
+	return 0;
+}
