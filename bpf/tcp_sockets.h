@@ -122,8 +122,7 @@ static __always_inline void lose(struct tcp_socket *s)
 	s->end.failure = FAILURE_OTHER;
 }
 
-/* The entry that a socket has when it begins anew: its last end was not seen, or not deleted, or a flush has
- * it. */
+/* A socket that begins anew has an entry if its last end was not seen, or not deleted, or a flush has it. */
 static __noinline int end_last(__u64 cookie)
 {
 	struct tcp_socket *s = living(cookie);
