@@ -88,7 +88,8 @@ struct lost_updates {
 				 */
 	__u64 connections_busy; /* the same, without memory, or where the last flush has a reused socket's
 				   entry */
-	__u64 end_unseen; /* a flush found a connection gone: what it counted since the last one is missing */
+	__u64 end_unseen; /* a TCP socket was gone without a sign: what it counted since the last flush is
+			     missing */
 };
 
 struct {

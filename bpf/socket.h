@@ -16,7 +16,8 @@ void *bpf_rdonly_cast(const void *address, __u32 type_id) __ksym __weak;
 
 /*
  * A member of one of the kernel's structs, in one load where that is allowed, else by a call. For the
- * compiler the cast is a call that may change memory: reads stay in their order, and none is spared.
+ * compiler the cast is a call that may change memory, so none is moved or spared; what the CPU may move is
+ * the reader's to see to.
  */
 #define READ_KERNEL(type, address, member)                                                                   \
 	(bpf_rdonly_cast ? ((const type *)bpf_rdonly_cast(address, bpf_core_type_id_kernel(type)))->member   \

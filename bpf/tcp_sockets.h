@@ -63,10 +63,13 @@ static __noinline int settle(struct tcp_socket *s)
 
 	if (t) {
 		move_state(s, t, 0);
-		if (s->phase == LISTENING)
+		if (s->phase == LISTENING) {
+			if (!s->cursor.state)
+				s->port = 0; /* no flush has seen it: one of many, perhaps */
 			account_drops(s, &s->end);
-		else if (s->phase != NONE)
+		} else if (s->phase != NONE) {
 			settle_connection(s, t);
+		}
 	}
 	remove_entry(s);
 	return 0;
@@ -111,7 +114,8 @@ static __always_inline void lose(struct tcp_socket *s)
 {
 	struct lost_updates *l = lost_updates();
 
-	if (s->phase == FOUND) {
+	/* nor was it there: it was found as its end had just been counted */
+	if (s->phase == FOUND || (s->phase == LISTENING && !s->cursor.state)) {
 		s->phase = NONE;
 		return;
 	}
@@ -123,7 +127,7 @@ static __always_inline void lose(struct tcp_socket *s)
 }
 
 /* A socket that begins anew has an entry if its last end was not seen, or not deleted, or a flush has it. */
-static __noinline int end_last(__u64 cookie)
+static __always_inline int end_last(__u64 cookie)
 {
 	struct tcp_socket *s = living(cookie);
 
@@ -133,7 +137,8 @@ static __noinline int end_last(__u64 cookie)
 		return 0;
 	}
 	s = bpf_map_lookup_elem(&tcp_sockets, &cookie);
-	if (s)
+	/* one that is about to be adopted is not: see adopt() */
+	if (s && __sync_val_compare_and_swap(&s->life, 0, ENDED))
 		delete_settled(s);
 	return 0;
 }
@@ -242,7 +247,6 @@ static __always_inline void listen_from_now(struct tcp_socket *s, const struct s
 {
 	s->port = READ_SOCK(sk, __sk_common.skc_num);
 	s->cursor.drops = drops_of(sk);
-	publish(s);
 }
 
 static __noinline int begin_listening(__u64 cookie, const struct sock *sk)
@@ -252,8 +256,10 @@ static __noinline int begin_listening(__u64 cookie, const struct sock *sk)
 	if (s && s->phase == LISTENING)
 		return 0; /* a SYN was faster */
 	s = begin(cookie, sk, LISTENING, ROLE_UNKNOWN);
-	if (s)
-		listen_from_now(s, sk);
+	if (!s)
+		return 0;
+	listen_from_now(s, sk);
+	publish(s);
 	return 0;
 }
 
@@ -270,12 +276,13 @@ static __noinline int adopt(__u64 cookie, const struct sock *sk)
 	if (!s)
 		return 0;
 	BRANCH(TCP_ADOPTED);
-	if (listens) {
+	if (listens)
 		listen_from_now(s, sk);
-	} else {
+	else
 		read_connection(sk, &s->cursor);
-		publish(s);
-	}
+	/* unless the socket has begun by itself meanwhile */
+	if (__sync_val_compare_and_swap(&s->life, 0, LIVE))
+		remove_entry(s);
 	return 0;
 }
 
@@ -314,7 +321,7 @@ static __always_inline void account(struct tcp_socket *s, const struct reading *
 	if (!t)
 		return;
 	if (s->phase == FOUND) {
-		if (bpf_ktime_get_ns() - s->since < MATURE)
+		if (!connected(now->state) || bpf_ktime_get_ns() - s->since < MATURE)
 			return;
 		add_to(t->opened, s->role, ROLES, 1);
 		s->since = 0;
@@ -335,6 +342,7 @@ static __noinline int pull(struct tcp_socket *s)
 {
 	const struct sock *sk;
 	struct reading now;
+	__u64 life;
 	bool there;
 
 	if (__sync_val_compare_and_swap(&s->life, LIVE, LIVE | PINNED) != LIVE) {
@@ -348,9 +356,13 @@ static __noinline int pull(struct tcp_socket *s)
 		return 0;
 	}
 	read_socket(sk, s->phase, &now);
+	/*
+	 * Full barriers: the end comes before the socket's counters are set to 0, and before it is another's;
+	 * and the cookie is read after the rest.
+	 */
+	life = __sync_fetch_and_or(&s->life, 0);
 	there = there && now.state != BPF_TCP_CLOSE && cookie_at(sk) == s->cookie;
-	/* the end comes before the socket's counters are set to 0, and before it is another's */
-	if (!(__sync_fetch_and_or(&s->life, 0) & ENDED)) {
+	if (!(life & ENDED)) {
 		if (there) {
 			account(s, &now);
 		} else {

@@ -46,7 +46,7 @@ SETTLED = (Change("flush.h", _IDLE, "	if (!drain(s) && false) {\n"),)
 # it looks whether the socket has ended meanwhile.
 _HALF_READ = "	if (phase == LISTENING)\n		read_listener(sk, r);\n"
 _TAKEN = "	there = cookie_at(sk) == s->cookie;\n"
-_HAS_READ = "	/* the end comes before the socket's counters are set to 0, and before it is another's */\n"
+_HAS_READ = "	life = __sync_fetch_and_or(&s->life, 0);\n"
 SLOW_PULL = (
     *SLOW_MOTION[:1],
     Change("tcp_account.h", _HALF_READ, f"	{PAUSE}{_HALF_READ}"),

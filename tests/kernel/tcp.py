@@ -314,7 +314,7 @@ def find_older(path: DataPath) -> None:
 def tcp_losses(path: DataPath) -> dict[str, int]:
     """Return the updates of TCP's and UDP's books that were lost; packets' have other tests."""
     lost = path.lost_updates()
-    names = ("totals_full", "connections_full", "connections_busy", "udp_sockets_full")
+    names = ("totals_full", "connections_full", "connections_busy", "udp_sockets_full", "end_unseen")
     return {name: lost[name] for name in names if lost[name]}
 
 

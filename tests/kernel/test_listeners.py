@@ -2,12 +2,17 @@
 
 import re
 import socket
+import threading
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
-from tests.kernel.ledger import attached, record_of
+from tests.kernel.ledger import attached, branches, record_of
 from tests.kernel.machine import Cgroup, Netns
-from tests.kernel.tcp import Ends, queued, reset, set_sysctl, tcp_losses
-from tests.kernel.traffic import Generator, netstat
+from tests.kernel.objects import PAUSE, SLOW_MOTION, Change, build
+from tests.kernel.tcp import LISTEN, Ends, books_of, queued, repeating, reset, set_sysctl, tcp_losses
+from tests.kernel.traffic import SCALE, Generator, netstat
 from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -53,6 +58,7 @@ def test_overflow(
                 assert queues(netns, port) == (BACKLOG + 1, BACKLOG)
             result = running.result()
         counted = netstat(netns)
+        port = port if flushed else 0  # one that no flush has seen may be one of many
         drops = drops_of(path, generator.server, port)  # without a flush: the end tells
         assert drops == counted["TcpExtListenDrops"] == result.events["listen_drops"]
         assert drops == counted["TcpExtListenOverflows"]
@@ -119,3 +125,68 @@ def test_queue_that_is_emptied_and_limit_that_is_changed(below: CgroupRoot, ends
         listener.listen(30)
         path.flush_tcp()
         assert queue(path, ends.server, listener.getsockname()[1]) == (0, 30)
+
+
+def somebody_waits(listener: socket.socket) -> bool:
+    return queued(listener) > 0
+
+
+# A SYN finds a listener while listen(2) goes on, or while its end does.
+LATE_CALLBACK = "	case BPF_SOCK_OPS_TCP_LISTEN_CB:\n		want_callbacks(ctx);\n"
+END = "		end(bpf_get_socket_cookie(ctx), sk, ctx->state);\n"
+ADOPTED = "	BRANCH(TCP_ADOPTED);\n"
+RACES = {
+    "beginning": (
+        Change("tcp_hooks.h", LATE_CALLBACK, f"{LATE_CALLBACK}		{PAUSE * 10}"),
+        Change("tcp_sockets.h", ADOPTED, f"{ADOPTED}	{PAUSE * 14}"),
+    ),
+    "ending": (
+        Change("tcp_hooks.h", END, f"{END}		if (ctx->state == BPF_TCP_LISTEN) {{\n{PAUSE * 10}}}\n"),
+    ),
+}
+
+
+@pytest.mark.skipif(SCALE > 1, reason="slow motion in an emulator takes hours")
+@pytest.mark.parametrize("race", RACES.values(), ids=RACES.keys())
+def test_found_while_it_changes(
+    below: CgroupRoot, ends: Ends, tmp_path: Path, race: tuple[Change, ...]
+) -> None:
+    """It is one listener, and none is missed, whoever finds it first."""
+    image = build(tmp_path, (*SLOW_MOTION[:1], *race), defines="-DBRANCH_COUNTERS")
+    port = 0
+
+    def knock() -> None:
+        with ends.client.joined(), ends.netns.entered(), socket.socket() as client:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+
+    with attached(below, image) as path:
+        for _ in range(50):  # until the race has been met often enough
+            if branches(path)["TCP_ADOPTED"] >= 3:
+                break
+            listener = ends.new_socket(ends.server)
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            with repeating(knock, 0.0):
+                listener.listen(16)
+                eventually(partial(somebody_waits, listener), "connections are made")
+                path.flush_tcp()
+                assert books_of(path, ends.server.id).sockets[LISTEN] == 1
+                queue_now = queue(path, ends.server, port)
+                assert queue_now is not None
+                assert queue_now[1] == 16
+            for _ in range(3):
+                path.flush_sockets()  # so that the next packet finds no seat
+            client = ends.new_socket(ends.client)
+            client.setblocking(False)
+            closing = threading.Thread(target=listener.close)
+            closing.start()
+            time.sleep(0.002)
+            client.connect_ex(("127.0.0.1", port))
+            closing.join()
+            client.close()
+            time.sleep(0.02)  # for what passes slowly
+            path.flush_tcp()
+            assert LISTEN not in books_of(path, ends.server.id).sockets
+        assert tcp_losses(path) == {}
+        assert branches(path)["TCP_ADOPTED"] >= 3

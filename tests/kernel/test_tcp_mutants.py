@@ -214,7 +214,7 @@ MUTANTS = {
     ),
     "flushed though it has ended": Mutant(
         reused_connections_are_exact,
-        (*TORN_PULL, at("	if (!(__sync_fetch_and_or(&s->life, 0) & ENDED)) {\n", "	if (true) {\n")),
+        (*TORN_PULL, at("	if (!(life & ENDED)) {\n", "	if (!(life & ENDED) || true) {\n")),
     ),
     "flushed without being taken": Mutant(
         connections_are_exact,

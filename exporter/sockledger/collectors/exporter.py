@@ -44,7 +44,7 @@ LOST_UPDATES = Metric(
     "connections_full: no room for a TCP socket (limits.connections is too small): a connection is counted "
     "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
     "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
-    "end_unseen: a flush found a connection gone; what it counted since the last flush is missing.",
+    "end_unseen: a TCP socket was gone without a sign; what it counted since the last flush is missing.",
     ("reason",),
     "reasons",
 )

@@ -21,7 +21,7 @@ OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 WARNINGS = {
     "totals_full": "the totals are full: what is new counts as cgroup other, raise limits.cgroups",
     "connections_full": "too many TCP sockets are open: not all are followed, raise limits.connections",
-    "connections_busy": "there was no memory for a TCP socket: not all are followed",
+    "connections_busy": "there was no entry for a TCP socket: not all are followed",
     "udp_sockets_full": "too many UDP sockets drop datagrams: not all of their drops are counted",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
 }
