@@ -37,6 +37,8 @@ from tests.kernel.traffic import SCALE, Generator
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 
+pytestmark = pytest.mark.skipif(SCALE > 1, reason="slow motion, and what is rare, take hours in an emulator")
+
 RUNS = 10 if os.environ.get("SOCKLEDGER_TEST_FULL") else 2
 COUNT, OLDER = 200, 20
 
@@ -259,8 +261,6 @@ EQUALS = {
 
 
 def built(mutant: Mutant, folder: Path) -> bytes:
-    if SCALE > 1 and (SLOW_PULL[0] in mutant.changes or mutant.judge is crossing_connections_are_exact):
-        pytest.skip("races, and slow motion, take hours in an emulator")
     return build(folder, mutant.changes, defines="-DBRANCH_COUNTERS")
 
 
