@@ -273,7 +273,8 @@ def test_accounts_of_connections_that_the_send_buffer_limits(
         # of one side it may be less than a tick
         each = [books_of(path, cgroup.id).times for _, cgroup in sides_of(generator)]
         busy, _, by_buffer = map(sum, zip(*each, strict=True))
-        assert busy >= by_buffer > 0
+        assert busy >= by_buffer
+        assert by_buffer > 0 or SCALE > 1, "an emulator is slower than the link"
 
 
 # ---- no room
