@@ -61,16 +61,14 @@ static __noinline int settle(struct tcp_socket *s)
 {
 	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
 
-	if (t) {
+	if (s->phase == LISTENING && !s->cursor.state)
+		s->port = 0; /* no flush has seen it: one of many, perhaps */
+	if (t)
 		move_state(s, t, 0);
-		if (s->phase == LISTENING) {
-			if (!s->cursor.state)
-				s->port = 0; /* no flush has seen it: one of many, perhaps */
-			account_drops(s, &s->end);
-		} else if (s->phase != NONE) {
-			settle_connection(s, t);
-		}
-	}
+	if (s->phase == LISTENING)
+		account_drops(s, &s->end);
+	else if (t && s->phase != NONE)
+		settle_connection(s, t);
 	remove_entry(s);
 	return 0;
 }

@@ -106,6 +106,14 @@ def settle(*pair: socket.socket) -> None:
         assert time.monotonic() < deadline, "a connection that does not come to rest"
 
 
+SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8  # include/uapi/linux/sock_diag.h
+
+
+def meminfo_drops(sock: socket.socket) -> int:
+    drops: int = struct.unpack("=9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[SK_MEMINFO_DROPS]
+    return drops
+
+
 def queued(listener: socket.socket) -> int:
     """How many connections wait to be accepted."""
     return tcp_info(listener)["unacked"]

@@ -11,7 +11,17 @@ import pytest
 from tests.kernel.ledger import attached, branches, record_of
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.objects import PAUSE, SLOW_MOTION, Change, build
-from tests.kernel.tcp import LISTEN, Ends, books_of, queued, repeating, reset, set_sysctl, tcp_losses
+from tests.kernel.tcp import (
+    LISTEN,
+    Ends,
+    books_of,
+    meminfo_drops,
+    queued,
+    repeating,
+    reset,
+    set_sysctl,
+    tcp_losses,
+)
 from tests.kernel.traffic import SCALE, Generator, netstat
 from tests.patience import eventually
 
@@ -67,6 +77,24 @@ def test_overflow(
         assert queue(path, generator.server, port) is None
         assert drops_of(path, generator.server, port) == drops
         assert tcp_losses(path) == {}
+
+
+def test_drops_before_and_after_a_flush(below: CgroupRoot, ends: Ends) -> None:
+    listener = ends.listener(backlog=1)
+    address = listener.getsockname()
+    with attached(below) as path:
+        for least in (5, 10):
+            while meminfo_drops(listener) < least:
+                client = ends.new_socket(ends.client)
+                client.setblocking(False)
+                client.connect_ex(address)
+                client.close()
+            if least == 5:
+                path.flush_tcp()
+        drops = meminfo_drops(listener)
+        listener.close()
+        assert drops_of(path, ends.server, address[1]) == drops
+        assert drops_of(path, ends.server, 0) == 0
 
 
 def test_older_listener_counts_from_now_on(below: CgroupRoot, generator: Generator, netns: Netns) -> None:

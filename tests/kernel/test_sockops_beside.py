@@ -121,10 +121,10 @@ def test_answers_of_the_other_are_kept(
         with lossy(ends.netns, "tcp flags & (syn | ack) == syn drop"):
             client.connect_ex(listener.getsockname())
             assert tcp_info(client)["rto"] == 50 * TICK
+            client.close()
         pair = ends.connect(listener)
         if place != ends.client:
             assert tcp_info(pair.client)["options"] & OPTION_ECN
-        client.close()
         books = books_of(path, ends.client.id)
         assert books.opened == {"active": 1}
         assert books.failures == {"aborted": 1}

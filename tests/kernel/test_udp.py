@@ -11,13 +11,12 @@ import pytest
 from tests.kernel.ledger import attached, record_of
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, flushing_udp, followed, repeating, tcp_losses
+from tests.kernel.tcp import Ends, flushing_udp, followed, meminfo_drops, repeating, tcp_losses
 from tests.kernel.traffic import Generator, scaled
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 
-SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8  # include/uapi/linux/sock_diag.h
 RHYTHMS = {"flushed in the end": None, "flushed all the time": 0.0}
 
 
@@ -37,11 +36,6 @@ def proc_drops(netns: Netns) -> int:
         for table in ("udp", "udp6")
         for line in netns.run("cat", f"/proc/net/{table}").splitlines()[1:]
     )
-
-
-def meminfo_drops(sock: socket.socket) -> int:
-    drops: int = struct.unpack("=9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[SK_MEMINFO_DROPS]
-    return drops
 
 
 @pytest.mark.parametrize("period", RHYTHMS.values(), ids=RHYTHMS.keys())
