@@ -41,12 +41,13 @@ struct {
 
 static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const struct sock *sk, __u32 drops)
 {
-	struct udp_socket new = {.address = (__u64)sk, .cgroup_id = cgroup_of(sk), .drops = drops};
 	struct udp_socket *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
+	struct udp_socket new = {.address = (__u64)sk, .drops = drops};
 	struct lost_updates *l;
 
 	if (s)
 		return s;
+	new.cgroup_id = cgroup_of(sk);
 	bpf_map_update_elem(&udp_sockets, &cookie, &new, BPF_NOEXIST);
 	s = bpf_map_lookup_elem(&udp_sockets, &cookie);
 	l = lost_updates();
@@ -55,8 +56,7 @@ static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const stru
 	return s;
 }
 
-/* When its packets begin to be counted, perhaps not for the first time: what a new one dropped is not ours.
- */
+/* When its packets begin to be counted: what it dropped before is not ours. */
 static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 {
 	__u32 drops = drops_of(sk);
@@ -101,8 +101,7 @@ int BPF_PROG(sl_udp_drops, int rc, const struct sock *sk)
 	return 0;
 }
 
-/* Walks over all seats so far, and one: a dead socket's seat is read by the next, and retired by the one
- * after. */
+/* One and the walks over all seats: the next reads a dead socket's seat, the one after retires it. */
 static __u32 walks = 1;
 
 /* Memory that is free keeps the cookie until it is another's. */

@@ -3,8 +3,8 @@
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
 
 from tests.kernel.objects import BPF
@@ -39,19 +39,13 @@ def attached(
 
 
 @contextmanager
-def flushing(path: DataPath, period: float | None, *, grace: bool = True) -> Iterator[None]:
-    """Flush all the while, *period* seconds apart; None: never.
-
-    Without *grace*, and so oftener than the kernel's grace periods allow: only for builds that never retire.
-    """
+def repeating(action: Callable[[], object], period: float | None) -> Iterator[None]:
+    """Do it in a thread, *period* seconds apart; None: never."""
     stop = threading.Event()
 
     def loop() -> None:
         while not stop.wait(period):
-            if grace:
-                path.flush_sockets()
-            else:
-                path.programs["sl_flush"].run()
+            action()
 
     thread = threading.Thread(target=loop)
     if period is not None:
@@ -62,6 +56,14 @@ def flushing(path: DataPath, period: float | None, *, grace: bool = True) -> Ite
         stop.set()
         if period is not None:
             thread.join()
+
+
+def flushing(path: DataPath, period: float | None, *, grace: bool = True) -> AbstractContextManager[None]:
+    """Flush all the while, *period* seconds apart; None: never.
+
+    Without *grace*, and so oftener than the kernel's grace periods allow: only for builds that never retire.
+    """
+    return repeating(path.flush_sockets if grace else path.programs["sl_flush"].run, period)
 
 
 def flush(path: DataPath) -> None:

@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from tests.kernel.ledger import record_of
+from tests.kernel.ledger import record_of, repeating
 from tests.kernel.machine import Cgroup, Netns
 from tests.patience import PATIENCE, eventually
 
@@ -344,26 +343,6 @@ def flushing_udp(path: DataPath, period: float | None) -> AbstractContextManager
         path.flush_udp()
 
     return repeating(flush, period)
-
-
-@contextmanager
-def repeating(action: Callable[[], object], period: float | None) -> Iterator[None]:
-    """Do it in a thread, *period* seconds apart; None: never."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.wait(period):
-            action()
-
-    thread = threading.Thread(target=loop)
-    if period is not None:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if period is not None:
-            thread.join()
 
 
 @contextmanager

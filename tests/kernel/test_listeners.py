@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.kernel.ledger import attached, branches, record_of
+from tests.kernel.ledger import attached, branches, record_of, repeating
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.objects import PAUSE, SLOW_MOTION, Change, build
 from tests.kernel.tcp import (
@@ -17,7 +17,6 @@ from tests.kernel.tcp import (
     books_of,
     meminfo_drops,
     queued,
-    repeating,
     reset,
     set_sysctl,
     tcp_losses,

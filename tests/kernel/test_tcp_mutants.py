@@ -260,10 +260,6 @@ EQUALS = {
 }
 
 
-def built(mutant: Mutant, folder: Path) -> bytes:
-    return build(folder, mutant.changes, defines="-DBRANCH_COUNTERS")
-
-
 def is_exact(
     mutant: Mutant, image: bytes, root: CgroupRoot, generator: Generator, branches_taken: Counter[str]
 ) -> bool:
@@ -278,14 +274,14 @@ def is_exact(
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
 def test_caught(mutant: Mutant, below: CgroupRoot, generator: Generator, tmp_path: Path) -> None:
-    image = built(mutant, tmp_path)
+    image = build(tmp_path, mutant.changes, defines="-DBRANCH_COUNTERS")
     exact = [is_exact(mutant, image, below, generator, Counter()) for _ in range(RUNS)]
     assert exact.count(True) <= RUNS // 10
 
 
 @pytest.mark.parametrize("mutant", EQUALS.values(), ids=EQUALS.keys())
 def test_no_false_alarm(mutant: Mutant, below: CgroupRoot, generator: Generator, tmp_path: Path) -> None:
-    image = built(mutant, tmp_path)
+    image = build(tmp_path, mutant.changes, defines="-DBRANCH_COUNTERS")
     taken: Counter[str] = Counter()
     assert all(is_exact(mutant, image, below, generator, taken) for _ in range(RUNS))
     if mutant.changes in (SLOW_PULL, TORN_PULL):

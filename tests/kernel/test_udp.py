@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.kernel.ledger import attached, record_of
+from tests.kernel.ledger import attached, record_of, repeating
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, flushing_udp, followed, meminfo_drops, repeating, tcp_losses
+from tests.kernel.tcp import Ends, flushing_udp, followed, meminfo_drops, tcp_losses
 from tests.kernel.traffic import Generator, scaled
 
 from sockledger.kernel.cgroups import CgroupRoot
