@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* The flush: user space has the table of sockets walked, inside the kernel. */
 #include "drain.h"
+#include "flushes.h"
 #include "udp.h"
 
 static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_counts *s, __u32 *taken)
@@ -37,9 +38,13 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 SEC("syscall")
 int sl_flush(void *ctx)
 {
+	struct flushes *f = the_flushes();
 	__u32 taken = 0;
 
 	bpf_for_each_map_elem(&sockets, flush_one, &taken, 0);
-	walks++;
+	if (f) {
+		f->walks++;
+		renew_lease(f);
+	}
 	return taken;
 }

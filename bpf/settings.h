@@ -6,7 +6,8 @@
 #include <linux/types.h>
 
 const volatile struct settings {
-	__u64 root; /* id of the cgroup in which we count */
+	__u64 root;  /* id of the cgroup in which we count */
+	__u64 lease; /* jiffies in which is counted without a flush; 0: for good */
 	__u8 tcp;
 	__u8 tcp_histograms; /* per cgroup, beside those of the node */
 	__u8 udp;

@@ -3,6 +3,8 @@
  * The hooks of TCP: what a connection tells of itself, and the flush that reads it meanwhile. None of them
  * changes a connection, but for two bits of what it tells to sockops programs.
  */
+#include "flushes.h"
+#include "hook.h"
 #include "tcp_sockets.h"
 #include <bpf/bpf_tracing.h>
 
@@ -34,6 +36,8 @@ int sl_tcp_events(struct bpf_sock_ops *ctx)
 
 	if (!sk)
 		return 1; /* a connection request */
+	if (dormant() && !living(bpf_get_socket_cookie(ctx)))
+		return 1;
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		want_callbacks(ctx);
@@ -71,16 +75,19 @@ int sl_tcp_events(struct bpf_sock_ops *ctx)
  * has taken the flag. The kernel may leave this out where it interrupts itself: then the flush finds that the
  * socket is gone.
  */
+HOOK(sl_tcp_states, "inet_sock_set_state")
+
 SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(sl_tcp_states, const struct sock *sk, int before, int after)
+int BPF_PROG(sl_tcp_states_now, const struct sock *sk, int before, int after)
 {
 	__u8 flags;
 
 	if (after != BPF_TCP_CLOSE || READ_SOCK(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	flags = READ_TCP(sk, bpf_sock_ops_cb_flags);
-	if (!(flags & BPF_SOCK_OPS_STATE_CB_FLAG) && is_ours(sk))
-		end(cookie_at(sk), sk, before);
+	if ((flags & BPF_SOCK_OPS_STATE_CB_FLAG) || !is_ours(sk) || (dormant() && !living(cookie_at(sk))))
+		return 0;
+	end(cookie_at(sk), sk, before);
 	return 0;
 }
 

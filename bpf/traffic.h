@@ -4,6 +4,7 @@
  * at further attach points. They only count and always return 1.
  */
 #include "drain.h"
+#include "flushes.h"
 #include "tcp_sockets.h"
 #include "udp.h"
 #include <bpf/bpf_core_read.h>
@@ -253,6 +254,8 @@ static __always_inline void count_packet(struct __sk_buff *skb, enum direction d
 	struct socket_counts *s = seat(cookie, 0);
 	__u32 segments = wire_segments(skb);
 
+	if (dormant())
+		return;
 	count_control(skb, segments, direction);
 	if (cookie && s && READ_ONCE(s->owner) == cookie) {
 		BRANCH(FAST);
@@ -279,13 +282,15 @@ int sl_transmit(struct __sk_buff *skb)
 SEC("cgroup_skb/ingress")
 int sl_meter_receive(struct __sk_buff *skb)
 {
-	count_control(skb, wire_segments(skb), RECEIVE);
+	if (!dormant())
+		count_control(skb, wire_segments(skb), RECEIVE);
 	return 1;
 }
 
 SEC("cgroup_skb/egress")
 int sl_meter_transmit(struct __sk_buff *skb)
 {
-	count_control(skb, wire_segments(skb), TRANSMIT);
+	if (!dormant())
+		count_control(skb, wire_segments(skb), TRANSMIT);
 	return 1;
 }

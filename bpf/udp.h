@@ -8,6 +8,8 @@
 #define SOCKLEDGER_UDP_H
 
 #include "drain.h"
+#include "flushes.h"
+#include "hook.h"
 #include "settings.h"
 #include "socket.h"
 #include <bpf/bpf_tracing.h>
@@ -16,7 +18,7 @@ struct udp_socket {
 	__u64 address; /* of struct sock */
 	__u64 cgroup_id;
 	__u32 drops; /* cursor */
-	__u32 dead;  /* the walk over all seats before it was found so; 0: it lives */
+	__u32 dead;  /* one more than the walks over all seats before it was found so; 0: it lives */
 };
 
 struct udp_totals {
@@ -93,16 +95,15 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk)
 	return 0;
 }
 
+HOOK(sl_udp_drops, "udp_fail_queue_rcv_skb")
+
 SEC("?tp_btf/udp_fail_queue_rcv_skb")
-int BPF_PROG(sl_udp_drops, int rc, const struct sock *sk)
+int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 {
 	if (is_ours(sk))
 		pull_drops(bpf_get_socket_cookie((void *)sk), sk);
 	return 0;
 }
-
-/* One and the walks over all seats: the next reads a dead socket's seat, the one after retires it. */
-static __u32 walks = 1;
 
 /* Memory that is free keeps the cookie until it is another's. */
 static __always_inline bool is_dead(__u64 cookie, const struct sock *sk)
@@ -110,7 +111,8 @@ static __always_inline bool is_dead(__u64 cookie, const struct sock *sk)
 	return !READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter) || cookie_at(sk) != cookie;
 }
 
-static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s, void *unused)
+/* The next walk over the seats reads a dead socket's, the one after retires it. */
+static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s, const __u32 *walks)
 {
 	const struct sock *sk = (const void *)s->address;
 	__u64 key = *cookie;
@@ -119,8 +121,8 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 	if (!is_dead(key, sk))
 		return 0;
 	if (!s->dead)
-		s->dead = walks;
-	else if (walks - s->dead >= 2)
+		s->dead = *walks + 1;
+	else if (*walks + 1 - s->dead >= 2)
 		bpf_map_delete_elem(&udp_sockets, &key);
 	return 0;
 }
@@ -129,7 +131,10 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 SEC("?syscall")
 int sl_udp_flush(void *ctx)
 {
-	bpf_for_each_map_elem(&udp_sockets, pull_drops_of, NULL, 0);
+	const struct flushes *f = the_flushes();
+	__u32 walks = f ? f->walks : 0;
+
+	bpf_for_each_map_elem(&udp_sockets, pull_drops_of, &walks, 0);
 	return 0;
 }
 

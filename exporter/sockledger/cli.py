@@ -83,6 +83,7 @@ def _parser() -> _Parser:
     for name, add_flags, text in (
         ("run", _add_run_flags, "count traffic and serve it to Prometheus"),
         ("check", _add_check_flags, "validate a configuration file"),
+        ("uninstall", _add_uninstall_flags, "detach all programs and remove what is pinned in bpffs"),
         ("doctor", _add_doctor_flags, "tell what this kernel and these privileges allow"),
     ):
         command = commands.add_parser(
@@ -97,11 +98,12 @@ def _parser() -> _Parser:
 
 def _add_run_flags(parser: _Parser) -> None:
     _add_config_flag(parser)
-    # The only mode of this version, accepted so that unit files need no change later.
     parser.add_argument(
         "--no-pin",
-        action="store_true",
-        help="leave nothing in the kernel at the end; in this version it is always so",
+        dest="pin",
+        action="store_false",
+        help="leave nothing in the kernel at the end: a restart begins at 0 "
+        "(default: all stays pinned in bpffs, and the kernel counts on)",
     )
     _add_web_flags(parser.add_argument_group("Web"))
     _add_collector_flags(parser.add_argument_group("Collectors"))
@@ -204,6 +206,11 @@ def _add_doctor_flags(parser: _Parser) -> None:
     parser.set_defaults(handler=_doctor)
 
 
+def _add_uninstall_flags(parser: _Parser) -> None:
+    _add_bpffs_flag(parser.add_argument_group("Paths"))
+    parser.set_defaults(handler=_uninstall)
+
+
 def _add_config_flag(parser: _Parser, *, required: bool = False) -> None:
     parser.add_argument(
         "--config.file",
@@ -224,6 +231,10 @@ def _add_path_flags(parser: _Parser) -> None:
         metavar="PATH",
         help="mount point of cgroup v2, or a cgroup to count in (default: found in /proc/self/mountinfo)",
     )
+    _add_bpffs_flag(group)
+
+
+def _add_bpffs_flag(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--path.bpffs",
         dest="bpffs",
@@ -279,6 +290,7 @@ def _run(arguments: argparse.Namespace) -> int:
     chosen = {name: getattr(arguments, _collector_dest(name)) for name in COLLECTORS}
     options = config.RunOptions(
         config_file=arguments.config_file,
+        pin=arguments.pin,
         listen_addresses=tuple(arguments.listen_addresses or [_address(":10042")]),
         telemetry_path=arguments.telemetry_path,
         systemd_socket=arguments.systemd_socket,
@@ -306,6 +318,14 @@ def _check(arguments: argparse.Namespace) -> int:
         _complain(str(error))
         return 1
     _print(f"{printable(str(arguments.config_file))}: configuration is valid")
+    return 0
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    from sockledger.kernel.pins import uninstall
+
+    removed = uninstall(arguments.bpffs)
+    _print(f"{printable(str(arguments.bpffs))}: {removed} pins removed" if removed else "nothing is pinned")
     return 0
 
 

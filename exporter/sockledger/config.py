@@ -13,7 +13,6 @@ from sockledger.errors import UserError, printable
 
 _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
-_MIN_INTERVAL, _MAX_INTERVAL = 0.1, 3600.0
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
@@ -50,12 +49,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Persist:
+    """What is kept, for how long."""
+
+    lease: float = 86400.0  # seconds for which is counted without a daemon
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The configuration file."""
 
     attach: Attach = field(default_factory=Attach)
     flush: Flush = field(default_factory=Flush)
     limits: Limits = field(default_factory=Limits)
+    persist: Persist = field(default_factory=Persist)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,7 @@ class RunOptions:
     """The flags of ``sockledger run``."""
 
     config_file: Path | None
+    pin: bool
     listen_addresses: tuple[tuple[str, int], ...]
     telemetry_path: str
     systemd_socket: bool
@@ -243,15 +251,25 @@ def _meter(node: yaml.Node) -> str:
     return glob
 
 
-def _interval(node: yaml.Node) -> float:
+def _seconds(node: yaml.Node) -> float:
     match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
     if match is None or not node.value:
         raise ValueError("is not a duration")
     numbers = zip(match.groups(default="0"), _DURATION_UNITS.values(), strict=True)
-    seconds = sum(float(number) * unit for number, unit in numbers) / 1000
-    if not _MIN_INTERVAL <= seconds <= _MAX_INTERVAL:
-        raise ValueError("is out of range")
-    return seconds
+    return sum(float(number) * unit for number, unit in numbers) / 1000
+
+
+def _duration(least: str, most: str, example: str) -> _Value:
+    def bound(text: str) -> float:
+        return _seconds(yaml.ScalarNode("tag:yaml.org,2002:str", text))
+
+    def parse(node: yaml.Node) -> float:
+        seconds = _seconds(node)
+        if not bound(least) <= seconds <= bound(most):
+            raise ValueError("is out of range")
+        return seconds
+
+    return _Value(parse, f"{least} to {most}, written as {example}")
 
 
 def _limit(most: int) -> _Value:
@@ -278,9 +296,7 @@ _CONFIG = _Section(
                 ),
             },
         ),
-        "flush": _Section(
-            Flush, {"interval": _Value(_interval, "100ms to 1h, written as 500ms, 10s, 1m or 1m30s")}
-        ),
+        "flush": _Section(Flush, {"interval": _duration("100ms", "1h", "500ms, 10s, 1m or 1m30s")}),
         "limits": _Section(
             Limits,
             {
@@ -289,5 +305,6 @@ _CONFIG = _Section(
                 "connections": _limit(_MAX_CONNECTIONS),
             },
         ),
+        "persist": _Section(Persist, {"lease": _duration("1m", "1y", "90m, 24h or 7d")}),
     },
 )

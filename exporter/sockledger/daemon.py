@@ -1,4 +1,4 @@
-"""The daemon's life: lock, load, bind, attach, serve and flush until a signal, leave nothing behind."""
+"""The daemon's life: lock, load, attach, bind, serve and flush until a signal; the kernel counts on."""
 
 import asyncio
 import logging
@@ -26,6 +26,7 @@ from sockledger.kernel.datapath import HOT_PATH, DataPath, Parts
 from sockledger.kernel.features import lists_links, require
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.pins import Pins
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
 ATTACHMENTS_POLL_SECONDS = 2.0  # a look takes 20 ms, and a reload has nothing attached for about 1 s
+MEND_SECONDS = 30.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -67,6 +69,7 @@ class Daemon:
         self._config = config.load(options.config_file)
         self._config_ok = True
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._pins = Pins(options.bpffs)
         if options.systemd_socket and not self._sockets:
             self._sockets = listen.systemd_sockets()
         # one thread owns the ledger: flushes and scrapes wait for each other, never for the event loop
@@ -93,6 +96,11 @@ class Daemon:
         where = str(self._options.bpffs / "sockledger")
         if not await self._wait_until(self._lock.try_acquire, LOCK_POLL_SECONDS, {"lock": where}):
             return 0
+        if not self._options.pin and self._pins.there():
+            raise UserError(
+                f"{self._pins.folder}: counts are pinned there, and a daemon that pins nothing cannot go on "
+                "with them: leave out --no-pin, or run sockledger uninstall, which ends them"
+            )
         datapath = await self._attach(root)
         if datapath is None:
             return 0
@@ -103,13 +111,23 @@ class Daemon:
             datapath.close()
         if successor and not await self._stop_came():
             _execute_anew(self._lock, self._sockets)
-        logger.info("stopped: all programs are detached")
+        logger.info(
+            "stopped: the kernel counts on" if self._options.pin else "stopped: all programs are detached"
+        )
         return 0
 
     async def _attach(self, root: cgroups.CgroupRoot) -> DataPath | None:
         """Attach when nobody else counts there, as with a bpffs of its own; None if a signal came first."""
         where = {"cgroup": str(root.path)}
-        while await self._wait_until(lambda: not hot_paths(root.id), ATTACHMENTS_POLL_SECONDS, where):
+
+        def free() -> bool:
+            pinned = self._pins.open_link(HOT_PATH)
+            ours = {pinned.id} if pinned else set()
+            if pinned:
+                pinned.destroy()
+            return not set(hot_paths(root.id)) - ours
+
+        while await self._wait_until(free, ATTACHMENTS_POLL_SECONDS, where):
             with ExitStack() as undo:
                 datapath = DataPath(
                     root,
@@ -117,16 +135,19 @@ class Daemon:
                     sockets=self._config.limits.sockets,
                     connections=self._config.limits.connections,
                     parts=self._parts(),
+                    pins=self._pins if self._options.pin else None,
+                    lease=self._config.persist.lease if self._options.pin else 0,
                 )
                 undo.callback(datapath.close)
                 datapath.attach()
-                ours = datapath.links[HOT_PATH].id
+                ours = datapath.links.held[HOT_PATH].id
                 if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
                     # not before: another daemon may be on its way with the same addresses
                     if not self._sockets:
                         self._sockets = listen.bind(self._options.listen_addresses)
                     undo.pop_all()
                     return datapath
+                datapath.links.undo()
         return None
 
     def _parts(self) -> Parts:
@@ -206,7 +227,10 @@ class Daemon:
             version=__version__,
         )
         web.start()
-        flushing = asyncio.create_task(self._flush_for_ever(ledger))
+        tasks = [
+            asyncio.create_task(self._flush_for_ever(ledger)),
+            asyncio.create_task(self._mend_for_ever(datapath)),
+        ]
         logger.info(
             "counting",
             extra={
@@ -219,7 +243,8 @@ class Daemon:
             return await self._until_signal()
         finally:
             self._ready = False
-            flushing.cancel()
+            for task in tasks:
+                task.cancel()
             await web.stop(GRACE_SECONDS)
 
     async def _flush_for_ever(self, ledger: Ledger) -> None:
@@ -231,6 +256,16 @@ class Daemon:
                 logger.exception("flush failed")
             await asyncio.sleep(self._config.flush.interval)
 
+    async def _mend_for_ever(self, datapath: DataPath) -> None:
+        """See to it that what was attached and pinned still is, whoever has tampered with it."""
+        while True:
+            await asyncio.sleep(MEND_SECONDS)
+            try:
+                self._lock.renew()
+                await asyncio.get_running_loop().run_in_executor(self._executor, datapath.mend)
+            except Exception:
+                logger.exception("looking after the attachments failed")
+
     async def _until_signal(self) -> bool:
         while True:
             number = await self._signals.get()
@@ -239,7 +274,12 @@ class Daemon:
                 return False
             if not self._reload():
                 continue
-            logger.warning("executing anew with the new configuration: without pins all counters start at 0")
+            if self._options.pin:
+                logger.info("executing anew with the new configuration")
+            else:
+                logger.warning(
+                    "executing anew with the new configuration: without pins all counters start at 0"
+                )
             return True
 
     async def _stop_came(self) -> bool:

@@ -184,8 +184,7 @@ def our_contender(name: str, path: DataPath) -> Contender:
                 path.flush_sockets()
             path.flush_tcp()
         finally:
-            while path.links:
-                path.links.popitem()[1].destroy()
+            path.links.close()
 
     return Contender(name, attached, {ours: path.programs[ours] for ours in EMPTY_NAMES})
 

@@ -149,10 +149,12 @@ class Surroundings:
     bpffs: Path
     folder: Path
     daemons: list[Daemon] = field(default_factory=list)
+    pinned: bool = False
 
     def flags(self, port: int) -> tuple[str, ...]:
         return (
             "run",
+            *(() if self.pinned else ("--no-pin",)),
             f"--path.cgroupfs={self.cgroup.path}",
             f"--path.bpffs={self.bpffs}",
             f"--web.listen-address=127.0.0.1:{port}",

@@ -15,10 +15,10 @@ def test_listed_while_attached(parent: Cgroup, client: Cgroup) -> None:
     root, below = CgroupRoot(parent.path), CgroupRoot(client.path)
     assert hot_paths(root.id) == []
     with attached(root) as first, attached(root) as second, attached(below) as elsewhere:
-        links = [path.links[HOT_PATH].id for path in (first, second)]
+        links = [path.links.held[HOT_PATH].id for path in (first, second)]
         assert hot_paths(root.id) == links
         assert links == sorted(links), "the one that was first has the lowest id"
-        assert hot_paths(below.id) == [elsewhere.links[HOT_PATH].id]
+        assert hot_paths(below.id) == [elsewhere.links.held[HOT_PATH].id]
     assert hot_paths(root.id) == hot_paths(below.id) == []
     os.close(root.fd)
     os.close(below.fd)

@@ -168,7 +168,7 @@ def test_damaged_object(root: CgroupRoot) -> None:
 
 
 def test_verifier_is_quoted(root: CgroupRoot, tmp_path: Path) -> None:
-    image = build(tmp_path, (Change("flush.h", "(*taken)++;", "taken[1]++;"),))
+    image = build(tmp_path, (Change("flush.h", "(*taken)++;", "taken[99]++;"),))
     with pytest.raises(UserError, match="invalid read from stack") as refusal:
         DataPath(root, cgroups=1, sockets=1, connections=1, image=image)
     assert "\n" not in str(refusal.value)
@@ -189,6 +189,6 @@ def test_detached_twice(root: CgroupRoot, client: Cgroup) -> None:
     path = DataPath(below, cgroups=1, sockets=1, connections=1)
     with foreign_program(client, EGRESS, EXCLUSIVE), pytest.raises(UserError):
         path.attach()
-    assert not path.links
+    assert not path.links.held
     path.close()
     os.close(below.fd)

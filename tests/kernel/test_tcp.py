@@ -364,7 +364,7 @@ def test_nothing_beside_the_root_is_counted(client: Cgroup, ends: Ends, root: Cg
 
 def test_parts_that_are_off_are_not_there(below: CgroupRoot, ends: Ends) -> None:
     with attached(below, parts=Parts(tcp=False, udp=False)) as path:
-        assert path.links.keys() == {"sl_receive", "sl_transmit"}
+        assert path.links.held.keys() == {"sl_receive", "sl_transmit"}
         for name, program in path.programs.items():
             if name.startswith(("sl_tcp_", "sl_udp_")):
                 with pytest.raises(OSError, match="bpf_program__fd"):
@@ -382,8 +382,8 @@ def test_parts_that_are_off_are_not_there(below: CgroupRoot, ends: Ends) -> None
 @pytest.mark.parametrize(("tcp", "udp"), [(True, False), (False, True)])
 def test_each_part_without_the_other(below: CgroupRoot, ends: Ends, tcp: bool, udp: bool) -> None:
     with attached(below, parts=Parts(tcp=tcp, udp=udp)) as path:
-        assert ("sl_tcp_events" in path.links) == ("tcp_totals" in path.sums) == tcp
-        assert ("sl_udp_drops" in path.links) == ("udp_totals" in path.sums) == udp
+        assert ("sl_tcp_events" in path.links.held) == ("tcp_totals" in path.sums) == tcp
+        assert ("sl_udp_drops" in path.links.held) == ("udp_totals" in path.sums) == udp
         (pair,) = ends.pairs(1)
         pair.exchange(100, 100)
         path.flush_sockets()

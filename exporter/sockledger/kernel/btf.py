@@ -74,6 +74,11 @@ class Layout:
         return self.struct.iter_unpack(data)
 
 
+def describe(layout: Layout) -> str:
+    """Return a layout as a line of text: each field's name, offset and size."""
+    return " ".join(f"{field.name}:{field.offset}:{field.size}" for field in layout.fields)
+
+
 @dataclass(frozen=True)
 class _Type:
     name: str

@@ -2,18 +2,24 @@
 
 import errno
 import logging
+import os
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
+from sockledger.kernel.links import Links
+from sockledger.kernel.pins import Pins, run_pinned
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +87,13 @@ SUMS = {
     "tcp_histograms": "tcp_histograms",
     "udp_totals": "udp",
 }
+# Without one of these the others are worth nothing: totals and control would not agree.
+CORE = ("control", "flushes", "overflow", "sockets", "totals")
+# Each daemon's own.
+OWN = ("grace_inner", "grace_period")
+METERS = ("sl_meter_receive", "sl_meter_transmit")
+# What brings home all that is counted, in this order.
+FLUSHES = ("sl_flush", "sl_tcp_flush", "sl_udp_flush")
 # A cgroup may listen on many ports.
 LEAST_PORTS = 1024
 # Of what lives only from one flush to the next.
@@ -101,7 +114,7 @@ class Sums:
 
     def make_overflow(self) -> None:
         """Make the entry that takes what finds no room."""
-        self._table.update(bytes(self._table.key_size), bytes(self._table.value_size))
+        self._table.make(bytes(self._table.key_size), bytes(self._table.value_size))
 
     def clear(self) -> None:
         """Delete all."""
@@ -131,14 +144,18 @@ def open_object(image: bytes | None = None) -> Object:
         raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
 
 
-def set_parts(opened: Object, root_id: int, parts: Parts) -> None:
-    """Set what the programs of an object will count, and in which cgroup, before its load."""
-    value = opened.btf.struct("settings").pack(root=root_id, **asdict(parts))
+def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
+    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end."""
+    value = opened.btf.struct("settings").pack(root=root_id, lease=lease, **asdict(parts))
     opened.maps[".rodata.settings"].set_initial_value(value)
 
 
 class DataPath:
-    """The BPF programs and maps of one daemon. Until `attach` nothing runs; `close` leaves nothing behind."""
+    """The BPF programs and maps of one daemon. Until `attach` nothing runs.
+
+    With pins the kernel counts on without the daemon, and the next one goes on with what it has counted;
+    without, `close` leaves nothing behind.
+    """
 
     def __init__(
         self,
@@ -148,36 +165,39 @@ class DataPath:
         sockets: int,
         connections: int,
         parts: Parts = Parts(),
+        pins: Pins | None = None,
+        lease: float = 0.0,
         image: bytes | None = None,
     ) -> None:
         """Load the object. *cgroups* limits the totals, *sockets* how many have a seat of their own.
 
-        *connections* limits the TCP sockets that are followed. UserError if the kernel refuses to load it.
+        *connections* limits the TCP sockets that are followed. *lease*, in seconds, is for how long is
+        counted without a flush; 0: for good. UserError if the kernel refuses to load it, or the pins are of
+        another cgroup or version.
         """
         self._root = root
         self._object = open_object(image)
         self._parts = parts
+        self._pins = pins
         self.programs = self._object.programs
         # without the object's variables
         self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
-        self.links: dict[str, Link] = {}
-        self._meters: dict[int, tuple[Link, Link]] = {}
+        self.links = Links(pins)
 
-        set_parts(self._object, root.id, parts)
+        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
         for name, program in self.programs.items():
-            for prefix, wanted in (
-                ("sl_tcp_", parts.tcp),
-                ("sl_udp_", parts.udp),
-                ("sl_older", parts.tcp or parts.udp),
-            ):
-                if name.startswith(prefix):
-                    program.set_autoload(wanted)
+            if name == "sl_older":
+                program.set_autoload(parts.tcp or parts.udp)
+            elif name.startswith(("sl_tcp_", "sl_udp_")):
+                program.set_autoload(self._counts(name.removeprefix("sl_")))
         self.maps["sockets"].max_entries = sockets
         self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
-        for name, part in SUMS.items():
+        for name in SUMS:
             entries = max(cgroups, LEAST_PORTS) if name.startswith("listen_") else cgroups
-            self.maps[name].max_entries = entries + 1 if getattr(parts, part) else 1
+            self.maps[name].max_entries = entries + 1 if self._counts(name) else 1
+        self._kept = [each for name, each in self.maps.items() if name not in OWN and self._counts(name)]
+        self._taken_over = self._take_over_maps(pins) if pins else set()
         try:
             self._object.load()
         except LoadError as error:
@@ -186,7 +206,7 @@ class DataPath:
         _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
         _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
         self._key, self._value = key, value
-        self.sums = {name: Sums(self.maps[name]) for name, part in SUMS.items() if getattr(parts, part)}
+        self.sums = {name: Sums(self.maps[name]) for name in SUMS if self._counts(name)}
         for name, each in self.sums.items():
             if name != QUEUES:
                 each.make_overflow()
@@ -196,32 +216,110 @@ class DataPath:
                 for enum in ("protocol", "family", "role", "failure")
             )
         )
+        if pins:
+            self._keep_maps(pins)
+            flushes = [self.programs[name] for name in FLUSHES if self._counts(name)]
+            self._flushes = pins.keep_programs(flushes, self._kept)
+            pins.complete(root.id)
+
+    def _counts(self, name: str) -> bool:
+        """Whether the part that a map or a program of this name belongs to is counted."""
+        if name == "tcp_histograms":
+            return self._parts.tcp_histograms
+        match name.removeprefix("sl_").partition("_")[0]:
+            case "tcp" | "listen":
+                return self._parts.tcp
+            case "udp":
+                return self._parts.udp
+        return True
+
+    # ---- pins
+
+    def _take_over_maps(self, pins: Pins) -> set[str]:
+        """Let the object be loaded with the maps that are pinned; return the names of these."""
+        pins.begin(self._root.id, CORE)
+        wanted = self.maps["tcp_sockets"].max_entries
+        taken_over = {each.name for each in self._kept if pins.take_over(each)}
+        if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
+            logger.warning(
+                "limits.connections stays as it is while connections are followed: a reboot or sockledger "
+                "uninstall lets it change",
+                extra={"wanted": wanted, "limit": limit},
+            )
+        return taken_over
+
+    def _keep_maps(self, pins: Pins) -> list[str]:
+        """Pin all maps; return the names of those that were not."""
+        return [each.name for each in self._kept if pins.keep(each.fd, pins.map(each))]
+
+    def _settle(self, pins: Pins) -> None:
+        """Bring home what other maps than these hold, now that nothing counts there; remove their pins."""
+        current = {*self._flushes, *map(pins.map, self._kept), *map(pins.link, self.links.held)}
+        for path in pins.all("links") - current:
+            if not path.name.startswith(METERS):  # these are known at the first flush
+                path.unlink()
+        left = pins.all("maps") - current
+        others = pins.all("programs") - current
+        if left:
+            self.grace_period()
+            for path in sorted(others):
+                run_pinned(path)
+            self.grace_period()
+        for path in others | left:
+            path.unlink()
+
+    # ---- attaching
 
     def attach(self) -> None:
-        """Attach all programs. UserError if the cgroup refuses; then nothing stays attached.
+        """Attach all programs, or replace those that are pinned. UserError if the cgroup refuses.
 
         The ends of connections first, then those that are older, then packets; drops of datagrams last, for
         what a socket has dropped before its packets are counted is not ours.
         """
+        parts, lapses = self._parts, self._lapses()
+        self.flush_sockets()  # the lease begins
+        if self._lapses() != lapses:
+            logger.warning("nothing was counted for a while: no daemon ran, and its lease was over")
         try:
-            if self._parts.tcp:
-                self._attach("sl_tcp_states")
-                self._attach_cgroup("sl_tcp_events")
-            if self._parts.tcp or self._parts.udp:
+            if parts.tcp:
+                self._hook("sl_tcp_states")
+                self._attach_root("sl_tcp_events")
+            if not (self._pins and self._pins.link(HOT_PATH).exists()) and (parts.tcp or parts.udp):
                 self._look_for_older()
-            self._attach_cgroup(HOT_PATH)
-            self._attach_cgroup("sl_transmit")
-            if self._parts.udp:
-                self._attach("sl_udp_drops")
+            self._attach_root(HOT_PATH)
+            self._attach_root("sl_transmit")
+            if parts.udp:
+                self._hook("sl_udp_drops")
         except UserError:
-            self._detach()
+            self.links.undo()
+            self.links.close()
             raise
+        if self._pins:
+            self._settle(self._pins)
 
-    def _attach(self, name: str) -> None:
-        try:
-            self.links[name] = self.programs[name].attach()
-        except OSError as error:
-            raise UserError(f"attaching program {name} failed: {error.strerror}: {advice(error)}") from None
+    def _lapses(self) -> int:
+        flushes = self.maps["flushes"]
+        return flushes.value.unpack(flushes.lookup_index(0))["lapses"]
+
+    def _hook(self, name: str) -> None:
+        """Put a tracepoint's program in its slot, and attach what jumps there."""
+        slot = f"{name}_slot"
+        self.maps[slot].update(bytes(4), self.programs[f"{name}_now"].fd.to_bytes(4, sys.byteorder))
+
+        def attach() -> Link:
+            try:
+                return self.programs[name].attach()
+            except OSError as error:
+                reason = f"{error.strerror}: {advice(error)}"
+                raise UserError(f"attaching program {name} failed: {reason}") from None
+
+        # what jumps to another slot than this goes nowhere
+        self.links.add(name, attach, lambda _: slot in self._taken_over)
+
+    def _attach_root(self, name: str) -> None:
+        program = self.programs[name]
+        attach = partial(attach_cgroup, program, self._root.fd, str(self._root.path))
+        self.links.add(name, attach, partial(_replace, program, self._root.id))
 
     def _look_for_older(self) -> None:
         """Take in older sockets. Those that are not found now are at their first packet, or at their end."""
@@ -234,40 +332,64 @@ class DataPath:
         except OSError as error:
             logger.warning("older sockets are not looked for", extra={"error": str(error)})
 
-    def _attach_cgroup(self, name: str) -> None:
-        self.links[name] = attach_cgroup(self.programs[name], self._root.fd, str(self._root.path))
-
     def detached(self) -> set[str]:
-        """Return the programs of the hot path that the kernel does not run any more."""
-        return {name for name, link in self.links.items() if not link.attached()}
+        """Return the programs that the kernel does not run any more."""
+        return self.links.detached() & self.programs.keys()
 
-    def _detach(self) -> None:
-        for cgroup_id in list(self._meters):
-            self.remove_meter(cgroup_id)
-        while self.links:
-            self.links.popitem()[1].destroy()
+    def mend(self) -> None:
+        """Attach and pin again what was detached and unpinned by others, with a line in the log for each."""
+        if self._pins:
+            self._pins.make_folders()
+        self.links.mend()
+        if self._pins:
+            for name in self._keep_maps(self._pins):
+                logger.warning("pinned again", extra={"map": name})
+            self._pins.complete(self._root.id)
 
     def close(self) -> None:
-        """Detach everything and free the maps."""
-        self._detach()
+        """Let go of everything: without pins all is detached and freed."""
+        self.links.close()
         self._object.close()
 
     # ---- meters
 
-    def add_meter(self, cgroup_id: int, cgroup_fd: int, path: str) -> None:
-        """Count all packets of a cgroup and its descendants in its own storage; UserError if it refuses."""
-        receive = attach_cgroup(self.programs["sl_meter_receive"], cgroup_fd, path)
-        try:
-            transmit = attach_cgroup(self.programs["sl_meter_transmit"], cgroup_fd, path)
-        except UserError:
-            receive.destroy()
-            raise
-        self._meters[cgroup_id] = receive, transmit
+    def add_meter(self, cgroup_id: int, path: Path) -> None:
+        """Count all packets of a cgroup and its descendants in its own storage.
+
+        UserError if it refuses, FileNotFoundError if *path* is not this cgroup's any more.
+        """
+
+        def attach(program: Program) -> Link:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_ino != cgroup_id:
+                    raise FileNotFoundError(path)
+                return attach_cgroup(program, fd, str(path))
+            finally:
+                os.close(fd)
+
+        for name, program in self._meter(cgroup_id):
+            try:
+                self.links.add(name, partial(attach, program), partial(_replace, program, cgroup_id))
+            except (UserError, OSError):
+                self.remove_meter(cgroup_id)
+                raise
 
     def remove_meter(self, cgroup_id: int) -> None:
         """Take a meter off; its count goes with its cgroup."""
-        for link in self._meters.pop(cgroup_id):
-            link.destroy()
+        for name, _ in self._meter(cgroup_id):
+            if name in self.links.held:
+                self.links.remove(name)
+
+    def remove_other_meters(self) -> None:
+        """Take off those that are pinned and that nobody has added since the start."""
+        for path in self._pins.all("links") if self._pins else ():
+            if path.name not in self.links.held:
+                path.unlink()
+
+    def _meter(self, cgroup_id: int) -> list[tuple[str, Program]]:
+        """Return the names of a meter's links, with their programs."""
+        return [(f"{name}-{cgroup_id}", self.programs[name]) for name in METERS]
 
     # ---- the flush's steps
 
@@ -332,6 +454,14 @@ class DataPath:
         """Return how many updates had to go another way, by reason."""
         each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
         return {reason: sum(values[reason] for values in each) for reason in each[0]}
+
+
+def _replace(program: Program, cgroup_id: int, link: Link) -> bool:
+    """Let the link run *program*, if it is still at this cgroup."""
+    if link.cgroup_id != cgroup_id:
+        return False
+    link.update(program)
+    return True
 
 
 def ticks_per_second() -> int:

@@ -16,14 +16,15 @@ from collections.abc import Iterator
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sockledger.errors import UserError
-from sockledger.kernel.btf import Btf, Layout
+from sockledger.kernel.btf import Btf, Layout, describe
 
 logger = logging.getLogger(__name__)
 
-BPF_ANY = 0
+BPF_ANY, BPF_NOEXIST = 0, 1
 BPF_LINK_TYPE_CGROUP = 3
 _LOG_LINES = 64
 _ITERATOR_BYTES = 32 * 1024  # what the kernel gathers for one read
@@ -101,15 +102,22 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_link__fd": (c_int, (c_void_p,)),
+    "bpf_link__open": (c_void_p, (c_char_p,)),
+    "bpf_link__update_program": (c_int, (c_void_p, c_void_p)),
+    "bpf_obj_get": (c_int, (c_char_p,)),
+    "bpf_obj_pin": (c_int, (c_int, c_char_p)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
     "bpf_iter_create": (c_int, (c_int,)),
     "bpf_map__name": (c_char_p, (c_void_p,)),
     "bpf_map__fd": (c_int, (c_void_p,)),
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
+    "bpf_map__type": (c_int, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
     "bpf_map__btf_key_type_id": (c_uint32, (c_void_p,)),
     "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),
+    "bpf_map__map_flags": (c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
+    "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
     "bpf_map__set_autocreate": (c_int, (c_void_p, ctypes.c_bool)),
     "bpf_map__set_initial_value": (c_int, (c_void_p, c_char_p, c_size_t)),
@@ -200,18 +208,34 @@ class Link:
         self._pointer = pointer
         self.fd: int = _library().bpf_link__fd(pointer)
 
+    @classmethod
+    def open(cls, path: Path) -> "Link":
+        """Return the link that is pinned at *path*."""
+        return cls(_not_null(_library().bpf_link__open(os.fsencode(path)), f"bpf_link__open of {path}"))
+
     @property
     def id(self) -> int:
         """The link's number in the kernel; later links have higher ones."""
         return int(_info(self.fd, _CgroupLinkInfo()).id)
 
+    @property
+    def cgroup_id(self) -> int | None:
+        """The cgroup that it is at, 0 if it was detached there; None if it is at none by its kind."""
+        info = _info(self.fd, _CgroupLinkInfo())
+        return int(info.cgroup_id) if info.type == BPF_LINK_TYPE_CGROUP else None
+
     def attached(self) -> bool:
         """Whether the kernel still runs the program; at a cgroup, its end or anybody may detach it."""
-        info = _info(self.fd, _CgroupLinkInfo())
-        return info.type != BPF_LINK_TYPE_CGROUP or bool(info.cgroup_id)
+        return self.cgroup_id != 0
+
+    def update(self, program: "Program") -> None:
+        """Run another program from now on: no packet sees none, or both."""
+        _checked(
+            _library().bpf_link__update_program(self._pointer, program.pointer), f"updating {program.name}"
+        )
 
     def destroy(self) -> None:
-        """Detach."""
+        """Let go: that detaches, unless the link is pinned."""
         _library().bpf_link__destroy(self._pointer)
 
     def run_iterator(self) -> bytes:
@@ -244,35 +268,33 @@ class Program:
     """A program of an object."""
 
     def __init__(self, pointer: int) -> None:
-        self._pointer = pointer
+        self.pointer = pointer
         self.name = str(_library().bpf_program__name(pointer).decode())
 
     @property
     def fd(self) -> int:
         """The file descriptor, from load on."""
-        return _checked(_library().bpf_program__fd(self._pointer), "bpf_program__fd")
+        return _checked(_library().bpf_program__fd(self.pointer), "bpf_program__fd")
 
     def set_autoload(self, autoload: bool) -> None:  # noqa: FBT001 - libbpf's own signature
         """Choose whether the object's load includes this program."""
-        _checked(_library().bpf_program__set_autoload(self._pointer, autoload), "bpf_program__set_autoload")
+        _checked(_library().bpf_program__set_autoload(self.pointer, autoload), "bpf_program__set_autoload")
 
     def attach(self) -> Link:
         """Attach to what the program's section names."""
-        return Link(_not_null(_library().bpf_program__attach(self._pointer), "bpf_program__attach"))
+        return Link(_not_null(_library().bpf_program__attach(self.pointer), "bpf_program__attach"))
 
     def attach_cgroup(self, cgroup_fd: int) -> Link:
         """Attach to a cgroup, beside other programs."""
         return Link(
             _not_null(
-                _library().bpf_program__attach_cgroup(self._pointer, cgroup_fd), "bpf_program__attach_cgroup"
+                _library().bpf_program__attach_cgroup(self.pointer, cgroup_fd), "bpf_program__attach_cgroup"
             )
         )
 
     def run(self) -> int:
         """Run a program of type syscall once, to its end; return what it returns."""
-        options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
-        _checked(_library().bpf_prog_test_run_opts(self.fd, byref(options)), f"running {self.name}")
-        return int(options.retval)
+        return run_program(self.fd, self.name)
 
     def stats(self) -> ProgramStats:
         """Return the kernel's counts for this program."""
@@ -289,6 +311,11 @@ class Map:
         self.name = str(library.bpf_map__name(pointer).decode())
         self.key_size = int(library.bpf_map__key_size(pointer))
         self.value_size = int(library.bpf_map__value_size(pointer))
+        # of our object: a map that is taken over brings those of another
+        self._types = (
+            int(library.bpf_map__btf_key_type_id(pointer)),
+            int(library.bpf_map__btf_value_type_id(pointer)),
+        )
         self._btf = btf
 
     @property
@@ -299,12 +326,22 @@ class Map:
     @property
     def key(self) -> Layout:
         """The key's layout; ValueError if it is no struct."""
-        return self._btf.layout(_library().bpf_map__btf_key_type_id(self._pointer))
+        return self._btf.layout(self._types[0])
 
     @property
     def value(self) -> Layout:
         """The value's layout; ValueError if it is no struct."""
-        return self._btf.layout(_library().bpf_map__btf_value_type_id(self._pointer))
+        return self._btf.layout(self._types[1])
+
+    def describe(self) -> str:
+        """Return the layouts of key and value as a line of text, nothing for what is no struct."""
+        texts = []
+        for type_id in self._types:
+            try:
+                texts.append(describe(self._btf.layout(type_id)))
+            except ValueError:
+                texts.append("")
+        return ";".join(texts)
 
     @property
     def max_entries(self) -> int:
@@ -314,6 +351,20 @@ class Map:
     @max_entries.setter
     def max_entries(self, entries: int) -> None:
         _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
+
+    @property
+    def type(self) -> int:
+        """The kernel's number of its type (enum bpf_map_type)."""
+        return int(_library().bpf_map__type(self._pointer))
+
+    @property
+    def flags(self) -> int:
+        """What it was made with."""
+        return int(_library().bpf_map__map_flags(self._pointer))
+
+    def reuse(self, fd: int) -> None:
+        """Let the object's load take this map, of the same shape, in place of a new one; *fd* is copied."""
+        _checked(_library().bpf_map__reuse_fd(self._pointer, fd), f"bpf_map__reuse_fd of {self.name}")
 
     def leave_out(self) -> None:
         """Let the object's load not make this map; no program that is loaded may use it."""
@@ -359,6 +410,12 @@ class Map:
             _library().bpf_map_update_elem(self.fd, key, value, BPF_ANY),
             f"bpf_map_update_elem on {self.name}",
         )
+
+    def make(self, key: bytes, value: bytes) -> None:
+        """Make an entry, unless there is one."""
+        result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)
+        if result != -errno.EEXIST:
+            _checked(result, f"bpf_map_update_elem on {self.name}")
 
     def clear(self) -> None:
         """Delete all entries of a hash map that nobody else changes meanwhile."""
@@ -449,6 +506,23 @@ class Object:
     def close(self) -> None:
         """Free the object and close its descriptors; its links stay."""
         _library().bpf_object__close(self._pointer)
+
+
+def run_program(fd: int, name: str) -> int:
+    """Run a program of type syscall once, to its end; return what it returns."""
+    options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
+    _checked(_library().bpf_prog_test_run_opts(fd, byref(options)), f"running {name}")
+    return int(options.retval)
+
+
+def pin(fd: int, path: Path) -> None:
+    """Keep a map, a program or a link in bpffs; it lives on there without us."""
+    _checked(_library().bpf_obj_pin(fd, os.fsencode(path)), f"bpf_obj_pin at {path}")
+
+
+def open_pin(path: Path) -> int:
+    """Return a descriptor of what is pinned at *path*."""
+    return _checked(_library().bpf_obj_get(os.fsencode(path)), f"bpf_obj_get of {path}")
 
 
 def _info(fd: int, info: _Info) -> _Info:

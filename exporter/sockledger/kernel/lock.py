@@ -41,6 +41,20 @@ class Lock:
         os.close(fd)
         return False
 
+    def renew(self) -> None:
+        """Make and lock the folder again if somebody has removed it; UserError if another was faster."""
+        held = self.fileno()
+        try:
+            if os.path.samestat(os.fstat(held), self._path.stat()):
+                return
+        except FileNotFoundError:
+            pass
+        self._fd = None
+        if not self.try_acquire():
+            self._fd = held
+            raise UserError(f"{self._path}: somebody has removed this folder, and another daemon has made it")
+        os.close(held)
+
     def fileno(self) -> int:
         """Return the descriptor that holds the lock."""
         if self._fd is None:

@@ -2,9 +2,9 @@
 
 import glob
 import logging
-import os
 import resource
 from collections.abc import Sequence
+from pathlib import Path
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
@@ -27,6 +27,7 @@ class Meters:
         self._paths: dict[int, str] = {}  # of attached meters, by cgroup id
         self._refused: set[int] = set()  # tried again at each flush, told of once
         self._crowded = False
+        self._first = True
 
     def follow(self) -> None:
         """Attach to cgroups that have come, let go of those that are gone. A refusal is logged once."""
@@ -47,6 +48,9 @@ class Meters:
         self._crowded = len(new) > room
         for cgroup_id in new[: max(0, room)]:
             self._add(cgroup_id, found[cgroup_id])
+        if self._first:
+            self._datapath.remove_other_meters()
+            self._first = False
 
     def read(self) -> dict[str, Traffic]:
         """Return what each meter has counted, by path, without those that are gone meanwhile."""
@@ -71,17 +75,11 @@ class Meters:
 
     def _add(self, cgroup_id: int, path: str) -> None:
         try:
-            fd = os.open(f"{self._root.path}{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return  # gone meanwhile
-        try:
-            # the path may be another cgroup's by now
-            if os.fstat(fd).st_ino == cgroup_id:
-                self._datapath.add_meter(cgroup_id, fd, path)
-                self._paths[cgroup_id] = path
+            self._datapath.add_meter(cgroup_id, Path(f"{self._root.path}{path}"))
+            self._paths[cgroup_id] = path
         except UserError as error:
             if cgroup_id not in self._refused:
                 logger.warning("meter not attached", extra={"error": str(error)})
             self._refused.add(cgroup_id)
-        finally:
-            os.close(fd)
+        except OSError:
+            pass  # gone meanwhile

@@ -1,0 +1,92 @@
+"""What is attached: each link taken over from the pins, or made; looked after while the daemon runs."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from sockledger.errors import UserError
+from sockledger.kernel.libbpf import Link
+from sockledger.kernel.pins import Pins
+
+logger = logging.getLogger(__name__)
+
+
+class Links:
+    """Links by name, pinned under it if there are pins."""
+
+    def __init__(self, pins: Pins | None) -> None:
+        self._pins = pins
+        self._held: dict[str, Link] = {}
+        self._attach: dict[str, Callable[[], Link]] = {}
+        self._new: list[str] = []
+        self._refused: set[str] = set()
+
+    def add(self, name: str, attach: Callable[[], Link], go_on: Callable[[Link], bool]) -> None:
+        """Go on with the pinned link if *go_on* can, else *attach* and pin; UserError if that fails."""
+        self._attach[name] = attach
+        link = self._pinned(name)
+        if link and go_on(link):
+            self._held[name] = link
+            return
+        if link:
+            link.destroy()
+            self._unpin(name)
+        self._hold(name, attach())
+        self._new.append(name)
+
+    def _hold(self, name: str, link: Link) -> None:
+        self._held[name] = link
+        if self._pins:
+            self._pins.keep(link.fd, self._pins.link(name))
+
+    def _pinned(self, name: str) -> Link | None:
+        return self._pins.open_link(name) if self._pins else None
+
+    def _unpin(self, name: str) -> None:
+        if self._pins:
+            self._pins.link(name).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Detach, pinned or not."""
+        self._unpin(name)
+        self._held.pop(name).destroy()
+
+    def undo(self) -> None:
+        """Detach what was not attached before."""
+        for name in self._new:
+            if name in self._held:
+                self.remove(name)
+
+    @property
+    def held(self) -> Mapping[str, Link]:
+        """All links by name."""
+        return self._held
+
+    def detached(self) -> set[str]:
+        """Return the names of links whose program the kernel does not run any more."""
+        return {name for name, link in self._held.items() if not link.attached()}
+
+    def mend(self) -> None:
+        """Attach again what was detached, and pin again what was unpinned, each with a line in the log."""
+        for name in self.detached():
+            try:
+                link = self._attach[name]()
+            except FileNotFoundError:
+                continue  # a cgroup that is gone
+            except UserError as error:
+                if name not in self._refused:
+                    logger.error("attaching again failed", extra={"link": name, "error": str(error)})  # noqa: TRY400
+                self._refused.add(name)
+                continue
+            self._refused.discard(name)
+            self.remove(name)
+            self._hold(name, link)
+            logger.warning("attached again", extra={"link": name})
+        if self._pins:
+            for name, link in self._held.items():
+                if self._pins.keep(link.fd, self._pins.link(name)):
+                    logger.warning("pinned again", extra={"link": name})
+
+    def close(self) -> None:
+        """Let go of all: what is not pinned is detached."""
+        while self._held:
+            self._held.popitem()[1].destroy()

@@ -1,0 +1,186 @@
+"""What outlives the daemon: maps, links and programs pinned in bpffs, and whether they belong together.
+
+``<bpffs>/sockledger/v1`` holds ``maps/NAME-SHAPE``, ``links/NAME``, ``programs/NAME-SHAPE`` and, once all
+maps are there, the symbolic link ``root``, which names the cgroup that they count in by its id. SHAPE tells
+apart maps of one name whose layout or size differs, so that one version or configuration can follow another.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from sockledger.errors import UserError
+from sockledger.kernel.libbpf import Link, Map, Program, open_pin, pin, run_program
+from sockledger.kernel.lock import Lock
+
+logger = logging.getLogger(__name__)
+
+# Moves on when a daemon can no longer go on with what another has pinned.
+VERSION = "v1"
+KINDS = ("maps", "links", "programs")
+
+# Entries of these are living sockets', which cannot be carried over while they live: neither their layout
+# nor their size changes before the pins go.
+FIXED = ("tcp_sockets", "udp_sockets", "control")
+
+
+def shape(each: Map) -> str:
+    """Return what a map that is taken over must agree in, as a short name."""
+    entries = 0 if each.name in FIXED else each.max_entries
+    text = f"{each.type} {each.key_size} {each.value_size} {entries} {each.flags} {each.describe()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class Pins:
+    """The pins of one daemon's counts."""
+
+    def __init__(self, bpffs: Path) -> None:
+        self._home = bpffs / "sockledger"
+        self.folder = self._home / VERSION
+        self._root = self.folder / "root"
+
+    def there(self) -> bool:
+        """Whether anything is pinned, by whatever version."""
+        return bool(self._versions())
+
+    def _versions(self) -> list[Path]:
+        return sorted(self._home.glob("v[0-9]*"))
+
+    def begin(self, root_id: int, core: Collection[str]) -> None:
+        """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
+
+        *core* are the names of maps without which the others are worth nothing. UserError if it counts in
+        another cgroup, or is another version's.
+        """
+        if others := [each.name for each in self._versions() if each.name != VERSION]:
+            raise UserError(
+                f"{self._home}: {', '.join(others)} was pinned by a version of sockledger that this one does "
+                "not understand: run that one, or sockledger uninstall, which ends its counts"
+            )
+        if self.folder.exists() and (reason := self._unfit(root_id, core)):
+            logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
+            self.remove()
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make what pins lie in, as far as it is not there."""
+        for folder in (self._home, self.folder, *(self.folder / kind for kind in KINDS)):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def _unfit(self, root_id: int, core: Collection[str]) -> str:
+        """Return why what is pinned cannot be gone on with, empty if it can."""
+        try:
+            counted_in = int(self._root.readlink().name)
+        except FileNotFoundError:
+            return "a start did not come to its end"
+        if missing := set(core) - {path.name.partition("-")[0] for path in self.all("maps")}:
+            return f"somebody has removed {', '.join(sorted(missing))}"
+        if counted_in == root_id:
+            return ""
+        for path in self.all("links"):
+            link = Link.open(path)
+            elsewhere = link.cgroup_id
+            link.destroy()
+            if elsewhere:
+                raise UserError(
+                    f"{self.folder}: what is pinned there counts in another cgroup (id {counted_in}): give "
+                    "the --path.cgroupfs of before, or run sockledger uninstall, which ends its counts"
+                )
+        return "the cgroup that was counted in is gone"
+
+    def complete(self, root_id: int) -> None:
+        """Note that all maps are pinned, and in which cgroup they count."""
+        with suppress(FileExistsError):
+            self._root.symlink_to(str(root_id))
+
+    def remove(self) -> int:
+        """Remove all pins, of whatever version, and return how many they were: what is attached ends."""
+        removed = 0
+        for version in self._versions():
+            (version / "root").unlink(missing_ok=True)  # what is left, if this is interrupted, is no whole
+            for folder, folders, files in os.walk(version, topdown=False):
+                for name in files:
+                    (Path(folder) / name).unlink()
+                    removed += 1
+                for name in folders:
+                    (Path(folder) / name).rmdir()
+            version.rmdir()
+        return removed
+
+    def all(self, kind: str) -> set[Path]:
+        """Return the pins of a kind: maps, links or programs."""
+        return set((self.folder / kind).glob("*"))
+
+    def map(self, each: Map) -> Path:
+        """Return where a map is pinned, or is to be."""
+        return self.folder / "maps" / f"{each.name}-{shape(each)}"
+
+    def link(self, name: str) -> Path:
+        """Return where a link is pinned, or is to be."""
+        return self.folder / "links" / name
+
+    def open_link(self, name: str) -> Link | None:
+        """Return a pinned link, None if there is none."""
+        try:
+            return Link.open(self.link(name))
+        except FileNotFoundError:
+            return None
+
+    def take_over(self, each: Map) -> bool:
+        """Let a map's object be loaded with the one that is pinned; False if there is none."""
+        try:
+            fd = open_pin(self.map(each))
+        except FileNotFoundError:
+            return False
+        try:
+            each.reuse(fd)
+        finally:
+            os.close(fd)
+        return True
+
+    def keep(self, fd: int, path: Path) -> bool:
+        """Pin, unless it is; return whether it was not."""
+        try:
+            pin(fd, path)
+        except FileExistsError:
+            return False
+        return True
+
+    def keep_programs(self, programs: Iterable[Program], maps: Iterable[Map]) -> set[Path]:
+        """Pin the programs that bring home what is in *maps*, for who comes with others; return where."""
+        together = hashlib.sha256("".join(map(shape, maps)).encode()).hexdigest()[:8]
+        kept = set()
+        for program in programs:
+            path = self.folder / "programs" / f"{program.name}-{together}"
+            fresh = path.with_name("new")
+            fresh.unlink(missing_ok=True)
+            pin(program.fd, fresh)
+            fresh.rename(path)  # at no time is there none
+            kept.add(path)
+        return kept
+
+
+def uninstall(bpffs: Path) -> int:
+    """Remove all pins, and return how many they were; UserError while a daemon runs."""
+    pins = Pins(bpffs)
+    if not pins.there():
+        return 0
+    lock = Lock(bpffs)
+    if not lock.try_acquire():
+        raise UserError("a daemon runs with what is pinned: stop it first")
+    try:
+        return pins.remove()
+    finally:
+        lock.release()
+
+
+def run_pinned(path: Path) -> None:
+    """Run a pinned program of type syscall once."""
+    fd = open_pin(path)
+    try:
+        run_program(fd, path.name)
+    finally:
+        os.close(fd)

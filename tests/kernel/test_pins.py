@@ -1,0 +1,336 @@
+"""What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.kernel.ledger import (
+    ALL_PARTS,
+    NOTHING,
+    control,
+    final_difference,
+    flush,
+    totals_of,
+)
+from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run
+from tests.kernel.tcp import books_of, busy_cpus, tcp_losses
+from tests.kernel.test_tcp import assert_over
+from tests.kernel.traffic import Generator, Result, scaled
+from tests.patience import eventually
+
+from sockledger.errors import UserError
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath, Parts, Traffic, ticks_per_second
+from sockledger.kernel.meters import Meters
+from sockledger.kernel.pins import Pins
+from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.reconciliation import Reconciliation
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Pins]:
+    bpffs = tmp_path / "bpf"
+    bpffs.mkdir()
+    run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(bpffs))
+    made = Pins(bpffs)
+    yield made
+    made.remove()
+    run("umount", str(bpffs))
+
+
+def start(
+    root: CgroupRoot, pins: Pins, *, cgroups: int = 1000, parts: Parts = ALL_PARTS, lease: float = DAY
+) -> DataPath:
+    """Attach, or take over what is pinned, as a daemon that starts."""
+    path = DataPath(
+        root, cgroups=cgroups, sockets=65536, connections=100_000, parts=parts, pins=pins, lease=lease
+    )
+    path.attach()
+    return path
+
+
+def summed(results: list[Result], side: str) -> dict[tuple[str, str], Traffic]:
+    found: dict[tuple[str, str], Traffic] = {}
+    for result in results:
+        for name, traffic in result.side(side).items():
+            found[name] = traffic.plus(found.get(name, NOTHING))
+    return found
+
+
+def test_the_kernel_counts_on(root: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """With a daemon, without, and with the next."""
+    with closing(start(root, pins)):
+        results = [generator.run("udp", scaled(1000))]
+    results.append(generator.run("udp", scaled(1000)))
+    with closing(start(root, pins)) as path:
+        results.append(generator.run("udp", scaled(1000)))
+        flush(path)
+        for side, cgroup in (("client", generator.client), ("server", generator.server)):
+            assert totals_of(path, cgroup.id) == summed(results, side)
+        assert final_difference(path, root) == NOTHING
+
+
+def test_nothing_new_is_pinned_by_the_next(root: CgroupRoot, pins: Pins) -> None:
+    def pinned() -> dict[str, set[Path]]:
+        return {kind: pins.all(kind) for kind in ("maps", "links", "programs")}
+
+    with closing(start(root, pins)) as path:
+        links = {name: link.id for name, link in path.links.held.items()}
+        first = pinned()
+    with closing(start(root, pins)) as path:
+        assert {name: link.id for name, link in path.links.held.items()} == links
+        assert pinned() == first
+        assert {each.name for each in first["links"]} == links.keys()
+
+
+def test_modes(root: CgroupRoot, pins: Pins) -> None:
+    start(root, pins).close()
+    folders = [pins.folder.parent, *(path for path in pins.folder.rglob("*") if path.is_dir())]
+    assert {path.stat().st_mode & 0o777 for path in (pins.folder, *folders)} == {0o700}
+
+
+def test_replaced_again_and_again(below: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """100 daemons follow each other while connections of every kind come and go: none is missed or twice."""
+    start(below, pins).close()
+    with busy_cpus(), new_netns("other") as other, ThreadPoolExecutor(2) as pool:
+        elsewhere = replace(generator, client_netns=other, server_netns=other)
+        running = [
+            pool.submit(generator.run, "connections", scaled(30_000)),
+            pool.submit(elsewhere.run, "crossing", scaled(20_000)),
+        ]
+        replaced = 0
+        while replaced < 100 or not all(each.done() for each in running):
+            with closing(start(below, pins)) as path:
+                path.flush_tcp()
+                path.flush_udp()
+            replaced += 1
+        results = [each.result() for each in running]
+    with closing(start(below, pins)) as path:
+        assert_over(path, generator, results)
+        assert final_difference(path, below) == NOTHING
+
+
+def test_only_a_first_start_looks_for_older_sockets(
+    below: CgroupRoot, pins: Pins, generator: Generator
+) -> None:
+    with generator.start("steady", scaled(2000)):
+        for _ in range(3):
+            with closing(start(below, pins)) as path:
+                flush(path)
+                path.flush_tcp()
+    with closing(start(below, pins)) as path:
+        eventually(lambda: not books_of(path, generator.client.id).sockets, "all ended")
+        books = books_of(path, generator.client.id)
+        assert books.opened == books.closed
+        assert tcp_losses(path) == {}
+
+
+# ---- what a hand or another agent does
+
+
+@pytest.mark.parametrize("name", ["sl_receive", "sl_transmit", "sl_tcp_events"])
+def test_detached_by_hand(
+    root: CgroupRoot, pins: Pins, generator: Generator, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(start(root, pins)) as path:
+        run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
+        assert path.detached() == {name}
+        path.mend()
+        assert path.detached() == set()
+        assert "attached again" in caplog.text
+        assert pins.open_link(name) is not None
+        flush(path)
+        before = totals_of(path, generator.client.id)
+        result = generator.run("udp", scaled(500))
+        flush(path)
+        after = totals_of(path, generator.client.id)
+        assert {key: value for key, value in after.items() if key[0] == "udp"} == result.side("client")
+        assert not before
+    caplog.clear()
+    start(root, pins).close()
+    assert not caplog.records
+
+
+def test_unpinned_by_hand(
+    root: CgroupRoot, pins: Pins, generator: Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the daemon runs nothing is lost: it holds all, and pins it again."""
+    with closing(start(root, pins)) as path:
+        pinned = pins.all("maps") | pins.all("links")
+        results = [generator.run("udp", scaled(500))]
+        pins.remove()
+        path.mend()
+        assert pins.all("maps") | pins.all("links") == pinned
+        assert caplog.text.count("pinned again") == len(pinned)
+        caplog.clear()
+        path.mend()
+        assert not caplog.records
+    results.append(generator.run("udp", scaled(500)))
+    with closing(start(root, pins)) as path:
+        flush(path)
+        assert totals_of(path, generator.client.id) == summed(results, "client")
+        assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["control", "totals", "overflow", "sockets", "flushes"])
+def test_a_map_unpinned_by_hand_while_no_daemon_runs(
+    root: CgroupRoot, pins: Pins, generator: Generator, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is left is worth nothing: the books would not balance. It begins at 0, and says so."""
+    start(root, pins).close()
+    generator.run("udp", scaled(500))
+    [path_of_map] = [path for path in pins.all("maps") if path.name.partition("-")[0] == name]
+    path_of_map.unlink()
+    with closing(start(root, pins)) as path:
+        assert f"somebody has removed {name}" in caplog.records[0].__dict__["reason"]
+        flush(path)
+        assert not totals_of(path, generator.client.id)
+        result = generator.run("udp", scaled(500))
+        flush(path)
+        assert totals_of(path, generator.client.id) == result.side("client")
+        assert final_difference(path, root) == NOTHING
+
+
+@pytest.mark.parametrize("slot", ["sl_tcp_states_slot", "sl_udp_drops_slot"])
+def test_a_slot_unpinned_by_hand(root: CgroupRoot, pins: Pins, slot: str) -> None:
+    """What is attached jumps to a slot that is empty now: it is attached anew."""
+    with closing(start(root, pins)) as path:
+        before = path.links.held[slot.removesuffix("_slot")].id
+    [pinned] = [path for path in pins.all("maps") if path.name.partition("-")[0] == slot]
+    pinned.unlink()
+    with closing(start(root, pins)) as path:
+        assert path.links.held[slot.removesuffix("_slot")].id != before
+
+
+def test_a_start_that_did_not_come_to_its_end(root: CgroupRoot, pins: Pins) -> None:
+    start(root, pins).close()
+    (pins.folder / "root").unlink()
+    for link in pins.all("links"):
+        link.unlink()
+    with closing(start(root, pins)) as path:
+        assert final_difference(path, root) == NOTHING
+
+
+# ---- what does not fit
+
+
+def test_another_root(root: CgroupRoot, pins: Pins, below: CgroupRoot) -> None:
+    start(below, pins).close()
+    with pytest.raises(UserError, match=rf"another cgroup \(id {below.id}\): .* sockledger uninstall"):
+        start(root, pins)
+    start(below, pins).close()
+
+
+def test_a_root_that_is_gone(
+    root: CgroupRoot, pins: Pins, parent: Cgroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    with new_cgroup(parent.path, "root") as cgroup:
+        gone = CgroupRoot(cgroup.path)
+        start(gone, pins).close()
+    eventually(lambda: pins.open_link("sl_receive").cgroup_id == 0, "detached")  # type: ignore[union-attr]
+    with closing(start(root, pins)) as path:
+        assert caplog.records[0].__dict__["reason"] == "the cgroup that was counted in is gone"
+        assert final_difference(path, root) == NOTHING
+
+
+def test_another_version(root: CgroupRoot, pins: Pins) -> None:
+    (pins.folder.parent / "v99" / "maps").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"v99 was pinned by a version .* sockledger uninstall"):
+        start(root, pins)
+
+
+def test_parts_that_are_not_counted_any_more(root: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """Their pins go; what is counted goes on."""
+    with closing(start(root, pins)):
+        results = [generator.run("udp", scaled(500))]
+    with closing(start(root, pins, parts=Parts(tcp=False, udp=False))) as path:
+        assert {each.name for each in pins.all("links")} == {"sl_receive", "sl_transmit"}
+        assert not [each for each in pins.all("maps") if each.name.startswith(("tcp_", "udp_", "listen_"))]
+        results.append(generator.run("udp", scaled(500)))
+        flush(path)
+        assert totals_of(path, generator.client.id) == summed(results, "client")
+    with closing(start(root, pins)) as path:
+        generator.run("connections", scaled(500))
+        path.flush_tcp()
+        books = books_of(path, generator.client.id)
+        eventually(lambda: books_of(path, generator.client.id).opened == books.opened, "counted")
+        assert final_difference(path, root) == NOTHING
+
+
+# ---- meters
+
+
+def test_meters_go_on(root: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """And those that nobody asks for any more are taken off."""
+    relative = "/" + str(generator.client.path.relative_to(root.path))
+
+    def counted(globs: list[str]) -> dict[str, Traffic]:
+        with closing(start(root, pins)) as path:
+            ledger = Ledger(path, root, Meters(globs, root, path))
+            ledger.flush()
+            assert ledger.reconciliation == Reconciliation()
+            return ledger.books.attach_points
+
+    assert counted([relative])[relative] == NOTHING
+    result = generator.run("udp", scaled(500))
+    sent = Traffic(*map(sum, zip(*result.side("client").values(), strict=True)))
+    assert counted([relative])[relative] == sent
+    assert {each.name for each in pins.all("links")} >= {
+        f"sl_meter_receive-{generator.client.id}",
+        f"sl_meter_transmit-{generator.client.id}",
+    }
+    assert relative not in counted([])
+    assert not [each for each in pins.all("links") if each.name.startswith("sl_meter")]
+
+
+# ---- the lease
+
+
+def test_dormant_when_the_lease_is_over(
+    below: CgroupRoot, pins: Pins, generator: Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither side of the books moves on, connections stay balanced, and the next daemon says so."""
+    lease = 0.2
+    with closing(start(below, pins, lease=lease)) as path:
+        flush(path)
+        assert not caplog.records
+        time.sleep(lease + 2 / ticks_per_second())
+        generator.run("udp", scaled(500))
+        generator.run("connections", scaled(500))
+        assert control(path, below) == NOTHING
+        books = books_of(path, generator.client.id)
+        assert (books.opened, books.closed, books.failures) == ({}, {}, {})
+    with closing(start(below, pins)) as path:
+        assert caplog.text.count("nothing was counted for a while") == 1
+        result = generator.run("udp", scaled(500))
+        flush(path)
+        assert totals_of(path, generator.client.id) == result.side("client")
+        assert final_difference(path, below) == NOTHING
+
+
+def test_connections_end_while_dormant(below: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    lease = 0.5
+    with closing(start(below, pins, lease=lease)) as path:
+        with generator.start("connections", scaled(500)) as running:
+            running.wait_ready()
+            time.sleep(lease + 2 / ticks_per_second())
+            running.result()
+        books = books_of(path, generator.client.id)
+        assert books.opened == books.closed
+
+
+# ---- the end
+
+
+def test_removed(root: CgroupRoot, pins: Pins) -> None:
+    start(root, pins).close()
+    assert pins.there()
+    assert pins.remove() > 0
+    assert not pins.there()
+    assert pins.remove() == 0
