@@ -6,7 +6,6 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from itertools import product
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
+from sockledger.kernel.objects import open_object
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Sums:
 
     def make_overflow(self) -> None:
         """Make the entry that takes what finds no room."""
-        self._table.update(bytes(self._table.key_size), bytes(self._table.value_size))
+        self._table.make(bytes(self._table.key_size))
 
     def clear(self) -> None:
         """Delete all."""
@@ -111,24 +111,6 @@ class Sums:
         """Yield all keys, the cgroup's id first, with their values."""
         for keys, values in self._table.batches():
             yield from zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True)
-
-
-def object_image() -> bytes:
-    """Return the compiled BPF object that is part of the package; UserError if it was not built."""
-    try:
-        return (files("sockledger.kernel") / "sockledger.bpf.o").read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: the BPF object is missing: build the package (make build)"
-        ) from None
-
-
-def open_object(image: bytes | None = None) -> Object:
-    """Open *image*, the package's own by default; UserError if it is damaged."""
-    try:
-        return Object(object_image() if image is None else image, "sockledger")
-    except OSError as error:
-        raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
 
 
 def set_parts(opened: Object, root_id: int, parts: Parts) -> None:
@@ -155,7 +137,7 @@ class DataPath:
         *connections* limits the TCP sockets that are followed. UserError if the kernel refuses to load it.
         """
         self._root = root
-        self._object = open_object(image)
+        self._object = open_object(image=image)
         self._parts = parts
         self.programs = self._object.programs
         # without the object's variables
@@ -330,8 +312,7 @@ class DataPath:
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
-        each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
-        return {reason: sum(values[reason] for values in each) for reason in each[0]}
+        return self.maps["lost"].value.unpack(self.maps["lost"].lookup_index(0))
 
 
 def ticks_per_second() -> int:
