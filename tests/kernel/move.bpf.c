@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Sums in two layouts, to move between, and a program that adds to one row. */
+/* Sums in two layouts, to move between, and a program that adds to two rows. */
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
@@ -70,24 +70,32 @@ struct {
 	__uint(value_size, 1024);
 } wide SEC(".maps");
 
-static long add_one(__u32 round, struct old_key *key)
-{
-	struct old_sums *sums = bpf_map_lookup_elem(&old, key);
+struct rows {
+	struct old_key source;
+	struct old_key target;
+};
 
-	if (!sums)
+static long add_one(__u32 round, struct rows *rows)
+{
+	struct old_sums *source = bpf_map_lookup_elem(&old, &rows->source);
+	struct old_sums *target = bpf_map_lookup_elem(&old, &rows->target);
+
+	if (!source || !target)
 		return 1;
-	__sync_fetch_and_add(&sums->bytes, round);
-	__sync_fetch_and_add(&sums->packets, 1);
+	__sync_fetch_and_add(&source->bytes, round);
+	__sync_fetch_and_add(&target->bytes, round);
+	__sync_fetch_and_add(&source->packets, 1);
+	__sync_fetch_and_add(&target->packets, 1);
 	return 0;
 }
 
-/* Adds 0, 1, 2 ... ROUNDS - 1 to bytes, and ROUNDS to packets. */
+/* Adds 0, 1, 2 ... ROUNDS - 1 to the bytes of both rows, and ROUNDS to their packets. */
 SEC("syscall")
-int sl_add(const struct old_key *context)
+int sl_add(const struct rows *context)
 {
-	struct old_key key = *context;
+	struct rows rows = *context;
 
-	return bpf_loop(ROUNDS, add_one, &key, 0);
+	return bpf_loop(ROUNDS, add_one, &rows, 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";
