@@ -15,7 +15,7 @@ from tests.daemon.support import SOCKLEDGER, Surroundings, free_port
 from tests.kernel.machine import new_cgroup, run
 from tests.patience import PATIENCE
 
-from sockledger.kernel.datapath import object_image
+from sockledger.kernel.objects import object_image
 
 NEEDED = ("bpf", "perfmon", "net_admin")
 
@@ -93,7 +93,7 @@ def test_cgroupfs_is_none(place: Surroundings, folder: str, reason: str) -> None
 
 
 def test_no_cgroup2_at_all(place: Surroundings) -> None:
-    prefix = (*in_mounts("umount --all --types cgroup2"), "sh", "-c", 'exec "$0" run "$3" "$4"')
+    prefix = (*in_mounts("umount --all --types cgroup2"), "sh", "-c", 'exec "$0" run "$4" "$5"')
     line = refused(place, prefix=prefix)  # without --path.cgroupfs
     assert "no cgroup v2 hierarchy is mounted: mount -t cgroup2 none" in line
     assert "--path.cgroupfs" in line

@@ -17,6 +17,7 @@ from tests.kernel.ledger import (
     totals_of,
 )
 from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run
+from tests.kernel.objects import Change, build
 from tests.kernel.tcp import books_of, busy_cpus, tcp_losses
 from tests.kernel.test_tcp import assert_over
 from tests.kernel.traffic import Generator, Result, scaled
@@ -26,7 +27,7 @@ from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts, Traffic, ticks_per_second
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.pins import Pins
+from sockledger.kernel.pins import KINDS, Pins
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 
@@ -45,11 +46,25 @@ def pins(tmp_path: Path) -> Iterator[Pins]:
 
 
 def start(
-    root: CgroupRoot, pins: Pins, *, cgroups: int = 1000, parts: Parts = ALL_PARTS, lease: float = DAY
+    root: CgroupRoot,
+    pins: Pins,
+    *,
+    cgroups: int = 1000,
+    sockets: int = 65536,
+    parts: Parts = ALL_PARTS,
+    lease: float = DAY,
+    image: bytes | None = None,
 ) -> DataPath:
     """Attach, or take over what is pinned, as a daemon that starts."""
     path = DataPath(
-        root, cgroups=cgroups, sockets=65536, connections=100_000, parts=parts, pins=pins, lease=lease
+        root,
+        cgroups=cgroups,
+        sockets=sockets,
+        connections=100_000,
+        parts=parts,
+        pins=pins,
+        lease=lease,
+        image=image,
     )
     path.attach()
     return path
@@ -91,8 +106,8 @@ def test_nothing_new_is_pinned_by_the_next(root: CgroupRoot, pins: Pins) -> None
 
 def test_modes(root: CgroupRoot, pins: Pins) -> None:
     start(root, pins).close()
-    folders = [pins.folder.parent, *(path for path in pins.folder.rglob("*") if path.is_dir())]
-    assert {path.stat().st_mode & 0o777 for path in (pins.folder, *folders)} == {0o700}
+    folders = [pins.folder.parent, pins.folder, *(pins.folder / kind for kind in KINDS)]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
 def test_replaced_again_and_again(below: CgroupRoot, pins: Pins, generator: Generator) -> None:
@@ -129,6 +144,104 @@ def test_only_a_first_start_looks_for_older_sockets(
         books = books_of(path, generator.client.id)
         assert books.opened == books.closed
         assert tcp_losses(path) == {}
+
+
+# ---- other versions, other limits
+
+# Members are added, moved and taken out, and there is a map more.
+ANOTHER = (
+    Change("tcp.h", "	__u64 opened[ROLES];\n", "	__u64 added;\n	__u64 opened[ROLES];\n"),
+    Change(
+        "tcp.h",
+        "	__u64 acked_bytes;\n	__u64 received_bytes;\n	__u64 busy",
+        "	__u64 received_bytes;\n	__u64 acked_bytes;\n	__u64 busy",
+    ),
+    Change("tcp.h", "struct node_totals {\n", "struct node_totals {\n	__u64 added[3];\n"),
+    Change("udp.h", "	__u64 receive_drops;\n", "	__u64 added;\n	__u64 receive_drops;\n"),
+    Change("ledger.h", "	__u64 sockets_full;", "	__u64 added;\n	__u64 sockets_full;"),
+    Change("ledger.h", "	__u64 pending[FAMILIES]", "	__u64 added;\n	__u64 pending[FAMILIES]"),
+    Change(
+        "ledger.h",
+        "struct cgroup_key {\n",
+        """struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct count);
+} added SEC(".maps");
+
+struct cgroup_key {
+""",
+    ),
+)
+
+
+def names(pins: Pins) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in pins.all("maps"))
+
+
+def test_other_limits(root: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """More and fewer cgroups and sockets, in mid-traffic: all goes on."""
+    udp = []
+    start(root, pins).close()
+    kept = names(pins)
+    limits = [(1000, 65536), (2000, 100), (500, 70000), (2000, 70000), (1000, 64)]
+    with ThreadPoolExecutor(2) as pool:
+        for cgroups, sockets in limits:
+            running = pool.submit(generator.run, "udp", scaled(1000))
+            beside = pool.submit(generator.run, "killed", scaled(500))
+            with closing(start(root, pins, cgroups=cgroups, sockets=sockets)) as path:
+                flush(path)
+                assert path.maps["totals"].max_entries == 4 * cgroups
+                assert path.maps["sockets"].max_entries == sockets
+            udp.append(running.result())
+            beside.result()
+            assert names(pins) == kept
+    with closing(start(root, pins)) as path:
+        flush(path)
+        for side, cgroup in (("client", generator.client), ("server", generator.server)):
+            found = totals_of(path, cgroup.id)
+            assert {key: value for key, value in found.items() if key[0] == "udp"} == summed(udp, side)
+        assert final_difference(path, root) == NOTHING
+
+
+def test_too_few_cgroups(root: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """What finds no room goes to the overflow."""
+    with closing(start(root, pins)) as path:
+        generator.run_together({"tcp": scaled(500), "udp": scaled(500), "others": 50})
+        flush(path)
+        assert books_of(path, generator.client.id).opened
+    with closing(start(root, pins, cgroups=1)) as path:
+        assert len(list(path.totals())) <= 4
+        assert any(any(traffic) for _, traffic in path.overflow())
+        assert len(list(path.sums["tcp_totals"].rows())) == 2
+        assert final_difference(path, root) == NOTHING
+
+
+def test_another_version_and_back(
+    below: CgroupRoot, pins: Pins, generator: Generator, tmp_path: Path
+) -> None:
+    """In mid-traffic, again and again; TCP's figures go on, too."""
+    images = [None, build(tmp_path / "another", ANOTHER)]
+    start(below, pins).close()
+    kept = names(pins)
+    with new_netns("other") as other, ThreadPoolExecutor(2) as pool:
+        elsewhere = replace(generator, client_netns=other, server_netns=other)
+        running = [
+            pool.submit(generator.run, "connections", scaled(10_000)),
+            pool.submit(elsewhere.run, "crossing", scaled(10_000)),
+        ]
+        rounds = 0
+        while rounds < 10 or rounds % 2 or not all(each.done() for each in running):
+            rounds += 1
+            with closing(start(below, pins, image=images[rounds % 2])) as path:
+                path.flush_sockets()
+                path.flush_tcp()
+            assert names(pins) == (sorted([*kept, "added"]) if rounds % 2 else kept)
+        results = [each.result() for each in running]
+    with closing(start(below, pins)) as path:
+        assert_over(path, generator, results)
+        assert final_difference(path, below) == NOTHING
 
 
 # ---- what a hand or another agent does
@@ -317,7 +430,7 @@ def test_dormant_when_the_lease_is_over(
 def test_connections_end_while_dormant(below: CgroupRoot, pins: Pins, generator: Generator) -> None:
     lease = 0.5
     with closing(start(below, pins, lease=lease)) as path:
-        with generator.start("connections", scaled(500)) as running:
+        with generator.start("connections", scaled(500), keep=20) as running:
             running.wait_ready()
             time.sleep(lease + 2 / ticks_per_second())
             running.result()

@@ -21,6 +21,7 @@ ENTRY_POINT = "from sockledger.cli import entry_point; entry_point()"
 
 DEFAULTS = {
     "config_file": None,
+    "pin": True,
     "listen_addresses": (("", 10042),),
     "telemetry_path": "/metrics",
     "systemd_socket": False,
@@ -100,7 +101,7 @@ GOOD_FLAGS = [
     *((["--log.format", name], {"log_format": name}) for name in ("logfmt", "json")),
     (["--path.cgroupfs", "/c"], {"cgroupfs": Path("/c")}),
     (["--path.bpffs", "/b"], {"bpffs": Path("/b")}),
-    (["--no-pin"], {}),
+    (["--no-pin"], {"pin": False}),
 ]
 
 
@@ -243,7 +244,8 @@ def test_check_of_an_invalid_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     file.write_text("a: 1\nb: 1")
     assert cli.main(["check", "--config.file", str(file)]) == 1
     lines = "".join(
-        f"{file}:{n}: {key}: unknown key; allowed: attach, flush, limits\n" for n, key in [(1, "a"), (2, "b")]
+        f"{file}:{n}: {key}: unknown key; allowed: attach, flush, limits, persist\n"
+        for n, key in [(1, "a"), (2, "b")]
     )
     assert capsys.readouterr() == ("", lines)
 

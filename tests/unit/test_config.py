@@ -14,7 +14,7 @@ INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
 METERS = "absolute globs of cgroup paths, such as /system.slice/*.service"
 CGROUPS = "a whole number from 1 to 1000000"
 SOCKETS = "a whole number from 1 to 10000000"
-SECTIONS = "attach, flush, limits"
+SECTIONS = "attach, flush, limits, persist"
 ROOT = f"the keys {SECTIONS}"
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,12 @@ from typing import NamedTuple
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
-from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
+from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program, run_program
 from sockledger.kernel.links import Links
-from sockledger.kernel.pins import Pins, run_pinned
+from sockledger.kernel.move import INDEX
+from sockledger.kernel.objects import open_object
+from sockledger.kernel.pins import Pins, opened
+from sockledger.kernel.upgrade import carry_over
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ class Sums:
 
     def make_overflow(self) -> None:
         """Make the entry that takes what finds no room."""
-        self._table.make(bytes(self._table.key_size), bytes(self._table.value_size))
+        self._table.make(bytes(self._table.key_size))
 
     def clear(self) -> None:
         """Delete all."""
@@ -124,24 +126,6 @@ class Sums:
         """Yield all keys, the cgroup's id first, with their values."""
         for keys, values in self._table.batches():
             yield from zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True)
-
-
-def object_image() -> bytes:
-    """Return the compiled BPF object that is part of the package; UserError if it was not built."""
-    try:
-        return (files("sockledger.kernel") / "sockledger.bpf.o").read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: the BPF object is missing: build the package (make build)"
-        ) from None
-
-
-def open_object(image: bytes | None = None) -> Object:
-    """Open *image*, the package's own by default; UserError if it is damaged."""
-    try:
-        return Object(object_image() if image is None else image, "sockledger")
-    except OSError as error:
-        raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
 
 
 def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
@@ -176,7 +160,7 @@ class DataPath:
         another cgroup or version.
         """
         self._root = root
-        self._object = open_object(image)
+        self._object = open_object(image=image)
         self._parts = parts
         self._pins = pins
         self.programs = self._object.programs
@@ -250,7 +234,7 @@ class DataPath:
 
     def _keep_maps(self, pins: Pins) -> list[str]:
         """Pin all maps; return the names of those that were not."""
-        return [each.name for each in self._kept if pins.keep(each.fd, pins.map(each))]
+        return [each.name for each in self._kept if pins.keep_map(each)]
 
     def _settle(self, pins: Pins) -> None:
         """Bring home what other maps than these hold, now that nothing counts there; remove their pins."""
@@ -263,10 +247,20 @@ class DataPath:
         if left:
             self.grace_period()
             for path in sorted(others):
-                run_pinned(path)
+                with opened(path) as fd:
+                    run_program(fd, path.name)
             self.grace_period()
-        for path in others | left:
+        maps = {each.name: each for each in self._kept}
+        for path in left:
+            carry_over(pins, path, maps, self._overflow_key)
+            pins.remove_map(path)
+        for path in others:
             path.unlink()
+
+    def _overflow_key(self, key: bytes) -> bytes:
+        """Return where in the overflow a total counts for which there is no room."""
+        wanted = TotalsKey(*self._key.struct.unpack(key))
+        return INDEX.pack(index=wanted.protocol * len(self.labels.family) + wanted.family)
 
     # ---- attaching
 
@@ -452,8 +446,7 @@ class DataPath:
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
-        each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
-        return {reason: sum(values[reason] for values in each) for reason in each[0]}
+        return self.maps["lost"].value.unpack(self.maps["lost"].lookup_index(0))
 
 
 def _replace(program: Program, cgroup_id: int, link: Link) -> bool:

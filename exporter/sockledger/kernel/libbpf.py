@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sockledger.errors import UserError
-from sockledger.kernel.btf import Btf, Layout, describe
+from sockledger.kernel.btf import Btf, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,20 @@ class _ProgInfo(ctypes.Structure):
         ("run_time_ns", c_uint64),
         ("run_cnt", c_uint64),
         ("recursion_misses", c_uint64),
+    )
+
+
+class _MapInfo(ctypes.Structure):
+    """struct bpf_map_info, up to the last member that is read."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", ctypes.c_char * 16),
     )
 
 
@@ -292,9 +306,9 @@ class Program:
             )
         )
 
-    def run(self) -> int:
+    def run(self, context: bytes = b"") -> int:
         """Run a program of type syscall once, to its end; return what it returns."""
-        return run_program(self.fd, self.name)
+        return run_program(self.fd, self.name, context)
 
     def stats(self) -> ProgramStats:
         """Return the kernel's counts for this program."""
@@ -302,80 +316,18 @@ class Program:
         return ProgramStats(info.run_time_ns / 1e9, info.run_cnt, info.recursion_misses)
 
 
-class Map:
-    """A map of an object. Keys and values are bytes; *key* and *value* are their layouts, if structs."""
+class Table:
+    """What is in a map. Keys and values are bytes."""
 
-    def __init__(self, pointer: int, btf: Btf) -> None:
-        self._pointer = pointer
-        library = _library()
-        self.name = str(library.bpf_map__name(pointer).decode())
-        self.key_size = int(library.bpf_map__key_size(pointer))
-        self.value_size = int(library.bpf_map__value_size(pointer))
-        # of our object: a map that is taken over brings those of another
-        self._types = (
-            int(library.bpf_map__btf_key_type_id(pointer)),
-            int(library.bpf_map__btf_value_type_id(pointer)),
-        )
-        self._btf = btf
+    def __init__(self, name: str, key_size: int, value_size: int) -> None:
+        self.name = name
+        self.key_size = key_size
+        self.value_size = value_size
 
     @property
     def fd(self) -> int:
-        """The file descriptor, from load on."""
-        return _checked(_library().bpf_map__fd(self._pointer), "bpf_map__fd")
-
-    @property
-    def key(self) -> Layout:
-        """The key's layout; ValueError if it is no struct."""
-        return self._btf.layout(self._types[0])
-
-    @property
-    def value(self) -> Layout:
-        """The value's layout; ValueError if it is no struct."""
-        return self._btf.layout(self._types[1])
-
-    def describe(self) -> str:
-        """Return the layouts of key and value as a line of text, nothing for what is no struct."""
-        texts = []
-        for type_id in self._types:
-            try:
-                texts.append(describe(self._btf.layout(type_id)))
-            except ValueError:
-                texts.append("")
-        return ";".join(texts)
-
-    @property
-    def max_entries(self) -> int:
-        """How many entries fit; 0 where there is no such limit."""
-        return int(_library().bpf_map__max_entries(self._pointer))
-
-    @max_entries.setter
-    def max_entries(self, entries: int) -> None:
-        _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
-
-    @property
-    def type(self) -> int:
-        """The kernel's number of its type (enum bpf_map_type)."""
-        return int(_library().bpf_map__type(self._pointer))
-
-    @property
-    def flags(self) -> int:
-        """What it was made with."""
-        return int(_library().bpf_map__map_flags(self._pointer))
-
-    def reuse(self, fd: int) -> None:
-        """Let the object's load take this map, of the same shape, in place of a new one; *fd* is copied."""
-        _checked(_library().bpf_map__reuse_fd(self._pointer, fd), f"bpf_map__reuse_fd of {self.name}")
-
-    def leave_out(self) -> None:
-        """Let the object's load not make this map; no program that is loaded may use it."""
-        _checked(_library().bpf_map__set_autocreate(self._pointer, False), "bpf_map__set_autocreate")  # noqa: FBT003
-
-    def set_initial_value(self, value: bytes) -> None:
-        """Set a global variable's value, before the object's load."""
-        _checked(
-            _library().bpf_map__set_initial_value(self._pointer, value, len(value)),
-            f"bpf_map__set_initial_value of {self.name}",
-        )
+        """The file descriptor."""
+        raise NotImplementedError
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return a key's value, None if there is none."""
@@ -404,18 +356,20 @@ class Map:
         _checked(result, f"bpf_map_lookup_elem on {self.name}")
         return value.raw
 
+    def make(self, key: bytes, value: bytes | None = None) -> bool:
+        """Make an entry, of zeros by default, for a key that has none; return whether there was room."""
+        new = bytes(self.value_size) if value is None else value
+        result = _library().bpf_map_update_elem(self.fd, key, new, BPF_NOEXIST)
+        if result not in (-errno.EEXIST, -errno.E2BIG):
+            _checked(result, f"bpf_map_update_elem on {self.name}")
+        return bool(result != -errno.E2BIG)
+
     def update(self, key: bytes, value: bytes) -> None:
         """Set a key's value."""
         _checked(
             _library().bpf_map_update_elem(self.fd, key, value, BPF_ANY),
             f"bpf_map_update_elem on {self.name}",
         )
-
-    def make(self, key: bytes, value: bytes) -> None:
-        """Make an entry, unless there is one."""
-        result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)
-        if result != -errno.EEXIST:
-            _checked(result, f"bpf_map_update_elem on {self.name}")
 
     def clear(self) -> None:
         """Delete all entries of a hash map that nobody else changes meanwhile."""
@@ -427,9 +381,9 @@ class Map:
                 )
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries of a hash map, *size* or less at a time: keys, and values in the same order.
+        """Yield all entries, *size* or less at a time: keys, and values in the same order.
 
-        An entry that is there all the while is in exactly one batch.
+        Of a hash map or an array. An entry that is there all the while is in exactly one batch.
         """
         options = _BatchOpts(sz=ctypes.sizeof(_BatchOpts))
         cursor = ctypes.create_string_buffer(
@@ -452,6 +406,86 @@ class Map:
             yield keys.raw[: count.value * self.key_size], values.raw[: count.value * self.value_size]
             if result == -errno.ENOENT:
                 return
+
+
+class OpenMap(Table):
+    """A map by its descriptor, whoever made it; the descriptor stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        info = _info(fd, _MapInfo())
+        super().__init__(info.name.decode(), info.key_size, info.value_size)
+        self._fd = fd
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor."""
+        return self._fd
+
+
+class Map(Table):
+    """A map of an object; *key* and *value* are the layouts of its keys and values, if structs."""
+
+    def __init__(self, pointer: int, btf: Btf) -> None:
+        library = _library()
+        super().__init__(
+            library.bpf_map__name(pointer).decode(),
+            library.bpf_map__key_size(pointer),
+            library.bpf_map__value_size(pointer),
+        )
+        self._pointer = pointer
+        # of our object: a map that is taken over brings those of another
+        self._key_type = int(library.bpf_map__btf_key_type_id(pointer))
+        self._value_type = int(library.bpf_map__btf_value_type_id(pointer))
+        self._btf = btf
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor, from load on."""
+        return _checked(_library().bpf_map__fd(self._pointer), "bpf_map__fd")
+
+    @property
+    def key(self) -> Layout:
+        """The key's layout; ValueError if it is no struct."""
+        return self._btf.layout(self._key_type)
+
+    @property
+    def value(self) -> Layout:
+        """The value's layout; ValueError if it is no struct."""
+        return self._btf.layout(self._value_type)
+
+    @property
+    def type(self) -> int:
+        """The kernel's number of its type (enum bpf_map_type)."""
+        return int(_library().bpf_map__type(self._pointer))
+
+    @property
+    def flags(self) -> int:
+        """What it was made with."""
+        return int(_library().bpf_map__map_flags(self._pointer))
+
+    @property
+    def max_entries(self) -> int:
+        """How many entries fit; 0 where there is no such limit."""
+        return int(_library().bpf_map__max_entries(self._pointer))
+
+    @max_entries.setter
+    def max_entries(self, entries: int) -> None:
+        _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
+
+    def reuse(self, fd: int) -> None:
+        """Take a map that is there already in the place of this one, whatever its sizes, before the load."""
+        _checked(_library().bpf_map__reuse_fd(self._pointer, fd), f"bpf_map__reuse_fd of {self.name}")
+
+    def leave_out(self) -> None:
+        """Let the object's load not make this map; no program that is loaded may use it."""
+        _checked(_library().bpf_map__set_autocreate(self._pointer, False), "bpf_map__set_autocreate")  # noqa: FBT003
+
+    def set_initial_value(self, value: bytes) -> None:
+        """Set a global variable's value, before the object's load."""
+        _checked(
+            _library().bpf_map__set_initial_value(self._pointer, value, len(value)),
+            f"bpf_map__set_initial_value of {self.name}",
+        )
 
 
 class Object:
@@ -508,9 +542,14 @@ class Object:
         _library().bpf_object__close(self._pointer)
 
 
-def run_program(fd: int, name: str) -> int:
+def run_program(fd: int, name: str, context: bytes = b"") -> int:
     """Run a program of type syscall once, to its end; return what it returns."""
-    options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
+    given = ctypes.create_string_buffer(context, len(context))  # the kernel writes it back
+    options = _TestRunOpts(
+        sz=ctypes.sizeof(_TestRunOpts),
+        ctx_in=ctypes.addressof(given) if context else None,
+        ctx_size_in=len(context),
+    )
     _checked(_library().bpf_prog_test_run_opts(fd, byref(options)), f"running {name}")
     return int(options.retval)
 

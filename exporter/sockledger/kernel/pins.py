@@ -2,25 +2,29 @@
 
 ``<bpffs>/sockledger/v1`` holds ``maps/NAME-SHAPE``, ``links/NAME``, ``programs/NAME-SHAPE`` and, once all
 maps are there, the symbolic link ``root``, which names the cgroup that they count in by its id. SHAPE tells
-apart maps of one name whose layout or size differs, so that one version or configuration can follow another.
+apart maps of one name whose layout or size differs, so that one version or configuration can follow another;
+``layouts/NAME-SHAPE``, a symbolic link, too, has the map's layout in words.
 """
 
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sockledger.errors import UserError
-from sockledger.kernel.libbpf import Link, Map, Program, open_pin, pin, run_program
+from sockledger.kernel.btf import Layout, describe, parse
+from sockledger.kernel.libbpf import Link, Map, Program, open_pin, pin
 from sockledger.kernel.lock import Lock
 
 logger = logging.getLogger(__name__)
 
 # Moves on when a daemon can no longer go on with what another has pinned.
 VERSION = "v1"
-KINDS = ("maps", "links", "programs")
+_PLAIN = "-"
+KINDS = ("layouts", "maps", "links", "programs")
 
 # Entries of these are living sockets', which cannot be carried over while they live: neither their layout
 # nor their size changes before the pins go.
@@ -30,8 +34,19 @@ FIXED = ("tcp_sockets", "udp_sockets", "control")
 def shape(each: Map) -> str:
     """Return what a map that is taken over must agree in, as a short name."""
     entries = 0 if each.name in FIXED else each.max_entries
-    text = f"{each.type} {each.key_size} {each.value_size} {entries} {each.flags} {each.describe()}"
+    text = f"{each.type} {each.key_size} {each.value_size} {entries} {each.flags} {_layouts(each)}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _layouts(each: Map) -> str:
+    """Return the layouts of a map's keys and values as a line of text."""
+    texts = []
+    for kind in ("key", "value"):
+        try:
+            texts.append(describe(getattr(each, kind)))
+        except ValueError:  # a plain number, as an array's index
+            texts.append(_PLAIN)
+    return "/".join(texts)
 
 
 class Pins:
@@ -101,13 +116,7 @@ class Pins:
         removed = 0
         for version in self._versions():
             (version / "root").unlink(missing_ok=True)  # what is left, if this is interrupted, is no whole
-            for folder, folders, files in os.walk(version, topdown=False):
-                for name in files:
-                    (Path(folder) / name).unlink()
-                    removed += 1
-                for name in folders:
-                    (Path(folder) / name).rmdir()
-            version.rmdir()
+            removed += _remove_tree(version)
         return removed
 
     def all(self, kind: str) -> set[Path]:
@@ -117,6 +126,27 @@ class Pins:
     def map(self, each: Map) -> Path:
         """Return where a map is pinned, or is to be."""
         return self.folder / "maps" / f"{each.name}-{shape(each)}"
+
+    def keep_map(self, each: Map) -> bool:
+        """Pin a map, unless it is, with its layouts beside it; return whether it was not."""
+        path = self.map(each)
+        with suppress(FileExistsError):
+            self._layouts(path).symlink_to(_layouts(each))
+        return self.keep(each.fd, path)
+
+    def layouts(self, path: Path) -> tuple[Layout | None, Layout | None]:
+        """Return the layouts of keys and values of a pinned map, None for a plain number."""
+        text = os.readlink(self._layouts(path))  # noqa: PTH115 - it is no path
+        key, value = (None if each == _PLAIN else parse(each) for each in text.split("/"))
+        return key, value
+
+    def _layouts(self, path: Path) -> Path:
+        return self.folder / "layouts" / path.name
+
+    def remove_map(self, path: Path) -> None:
+        """Remove a map's pin."""
+        path.unlink()
+        self._layouts(path).unlink(missing_ok=True)
 
     def link(self, name: str) -> Path:
         """Return where a link is pinned, or is to be."""
@@ -132,13 +162,10 @@ class Pins:
     def take_over(self, each: Map) -> bool:
         """Let a map's object be loaded with the one that is pinned; False if there is none."""
         try:
-            fd = open_pin(self.map(each))
+            with opened(self.map(each)) as fd:
+                each.reuse(fd)
         except FileNotFoundError:
             return False
-        try:
-            each.reuse(fd)
-        finally:
-            os.close(fd)
         return True
 
     def keep(self, fd: int, path: Path) -> bool:
@@ -177,10 +204,24 @@ def uninstall(bpffs: Path) -> int:
         lock.release()
 
 
-def run_pinned(path: Path) -> None:
-    """Run a pinned program of type syscall once."""
+def _remove_tree(folder: Path) -> int:
+    """Remove a folder; return how many files and links there were in it."""
+    removed = 0
+    for path in folder.iterdir():
+        if stat.S_ISDIR(path.lstat().st_mode):
+            removed += _remove_tree(path)
+        else:
+            path.unlink()
+            removed += 1
+    folder.rmdir()
+    return removed
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open what is pinned at *path*, as a descriptor."""
     fd = open_pin(path)
     try:
-        run_program(fd, path.name)
+        yield fd
     finally:
         os.close(fd)
