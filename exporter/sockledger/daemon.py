@@ -26,6 +26,7 @@ from sockledger.kernel.datapath import HOT_PATH, DataPath, Parts
 from sockledger.kernel.features import lists_links, require
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
@@ -181,7 +182,7 @@ class Daemon:
     async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
         ledger = Ledger(datapath, root, Meters(self._config.attach.meters, root, datapath))
-        births = Births()
+        births = Births(ShownMap(datapath.maps["shown"]))
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
         process = CollectorRegistry()
