@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from sockledger import __version__, config, log
+from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
 from sockledger.config import ConfigError, RunOptions
@@ -75,6 +76,7 @@ class Daemon:
             1, "ledger", initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, SIGNALS)
         )
         self._ready = False
+        self._flushes = True  # the last one, if there was any, succeeded
 
     async def run(self) -> int:
         """Start, serve, stop."""
@@ -89,6 +91,7 @@ class Daemon:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     async def _run(self) -> int:
+        pinging = asyncio.create_task(self._ping_watchdog())
         require()
         root = cgroups.find_root(self._options.cgroupfs)
         where = str(self._options.bpffs / "sockledger")
@@ -100,6 +103,7 @@ class Daemon:
         try:
             successor = await self._serve(datapath, root)
         finally:
+            pinging.cancel()
             self._executor.shutdown(cancel_futures=True)
             datapath.close()
         if successor and not await self._stop_came():
@@ -152,6 +156,7 @@ class Daemon:
                 logger.warning(
                     "another sockledger is attached on this machine: waiting until it stops", extra=where
                 )
+                systemd.notify("STATUS=waiting until another sockledger stops")
                 waiting = True
                 self._stop_listening()
             try:
@@ -159,6 +164,7 @@ class Daemon:
             except TimeoutError:
                 continue
             if number != signal.SIGHUP:
+                _say_stopping(number)
                 return False
             self._reload()
         return True
@@ -227,18 +233,37 @@ class Daemon:
         while True:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._executor, ledger.flush)
-                self._ready = True
+                self._flushes = True
+                if not self._ready:
+                    self._ready = True
+                    systemd.notify("READY=1", "STATUS=counting")
             except Exception:
                 logger.exception("flush failed")
+                self._flushes = False
             await asyncio.sleep(self._config.flush.interval)
+
+    async def _ping_watchdog(self) -> None:
+        """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.
+
+        Flushes may be rarer than its pings: it waits for the thread, which one that hangs keeps busy.
+        """
+        seconds = systemd.watchdog_seconds()
+        while seconds is not None:
+            await asyncio.get_running_loop().run_in_executor(self._executor, lambda: None)
+            if self._flushes:
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(seconds / 2)
 
     async def _until_signal(self) -> bool:
         while True:
             number = await self._signals.get()
             if number != signal.SIGHUP:
-                logger.info("stopping", extra={"signal": number.name})
+                _say_stopping(number)
                 return False
+            systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             if not self._reload():
+                if self._ready:
+                    systemd.notify("READY=1")
                 continue
             logger.warning("executing anew with the new configuration: without pins all counters start at 0")
             return True
@@ -250,9 +275,14 @@ class Daemon:
         while not self._signals.empty():
             number = self._signals.get_nowait()
             if number != signal.SIGHUP:
-                logger.info("stopping", extra={"signal": number.name})
+                _say_stopping(number)
                 return True
         return False
+
+
+def _say_stopping(number: signal.Signals) -> None:
+    logger.info("stopping", extra={"signal": number.name})
+    systemd.notify("STOPPING=1")
 
 
 def _take_inherited() -> tuple[int | None, list[socket]]:

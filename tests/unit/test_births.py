@@ -226,6 +226,9 @@ def test_nothing_is_written_down_before_a_scraper_has_it() -> None:
     births.note_seen("one", newest)
     assert Births(shown).series("m", [("a", "1")]).number == 0
     assert Births(shown).series("m", [("a", "2")]).number == 1
+    shown.clear()
+    births.note_seen("one", newest)
+    assert not shown, "once"
 
 
 def test_values_only_after_it_is_written_down() -> None:
@@ -274,6 +277,13 @@ def test_one_that_ended_is_born_again() -> None:
             assert young(births, "one", births.series("m", [("a", "1")])) == [True]
             births.end("m", [("a", "1")])
             assert not shown
+    births.series("m", [("a", "2")])
+    births.note_seen("one", births.newest)
+    births = Births(shown)
+    assert births.series("m", [("a", "2")]).number == 0
+    births.end("m", [("a", "2")])
+    assert young(births, "one", births.series("m", [("a", "2")])) == [True]
+    births.end("m", [("a", "2")])
     births.series("m", [("a", "1")])
     births.end("m", [("a", "1")])  # no page had it
     births.note_seen("one", births.newest)
