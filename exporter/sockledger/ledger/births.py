@@ -121,7 +121,10 @@ class Births:
         return made
 
     def forget(self, known: Collection[Workload]) -> None:
-        """End the series of all workloads but those in *known*. Reads all that is written down."""
+        """End the series of all workloads but those in *known*, whose sums must be gone by then.
+
+        Reads all that is written down, so it is nothing for every flush.
+        """
         keep = {_hash_of(workload) for workload in (*known, None)}
         for key in [key for key, workload in self._shown.items() if workload not in keep]:
             del self._shown[key]
