@@ -67,11 +67,7 @@ class ProgramsCollector:
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         datapath = ledger.datapath
-        self._programs = {
-            name: births.series([("program", name)])
-            for name in datapath.links.held
-            if name in datapath.programs
-        }
+        self._programs = {name: births.series(None, [("program", name)]) for name in datapath.links.held}
         self._maps = {name: Series([("map", name)]) for name in datapath.maps}
 
     def collect(self) -> Iterable[Family]:

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sockledger.kernel.libbpf import Map, OpenMap
+from sockledger.kernel.btf import Layout
+from sockledger.kernel.libbpf import Map, OpenMap, Table
 from sockledger.kernel.move import INDEX, SumsMap, move_all, translate
 from sockledger.kernel.pins import FIXED, Pins, opened
 
@@ -19,39 +20,52 @@ _LEFT = ("sockets", "listen_queues", "sl_tcp_states_slot", "sl_udp_drops_slot", 
 _COPIED = ("cgroups", "label_sets", "shown")
 
 
-def carry_over(
-    pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Callable[[bytes], bytes]
-) -> None:
+# Of keys and of values; None: a plain number.
+Layouts = tuple[Layout | None, Layout | None]
+Key = Callable[[bytes], bytes]
+
+
+def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Key) -> None:
     """Bring what is in the map that is pinned at *path*, which nobody fills any more, to that of its name.
 
     Totals for which there is no room are added to the overflow, at what *overflow_key* makes of their key.
     """
     name = path.name.partition("-")[0]
-    source_key, source_value = pins.layouts(path)
-    if name in _LEFT or name not in maps or source_value is None:
+    if name in _LEFT or name not in maps:
         return
-    each = maps[name]
-    target = SumsMap(each, each.key if source_key else INDEX, each.value)
+    target = maps[name]
+    layouts = pins.layouts(path)
     with opened(path) as fd:
-        source = SumsMap(OpenMap(fd), source_key or INDEX, source_value)
         if name in _COPIED:
-            without_room = _copy(source, target)
-        elif name == "totals":
-            overflow = SumsMap(maps["overflow"], INDEX, maps["overflow"].value)
-            without_room = move_all(source, target, overflow, overflow_key)
+            without_room = _copy(OpenMap(fd), target, layouts)
         else:
-            without_room = move_all(source, target, target, lambda _: bytes(target.key.size))
+            without_room = _move(OpenMap(fd), target, layouts, maps["overflow"], overflow_key)
     logger.info("carried over", extra={"map": name, "without_room": without_room})
 
 
-def _copy(source: SumsMap, target: SumsMap) -> int:
+def _move(source: Table, target: Map, layouts: Layouts, overflow: Map, overflow_key: Key) -> int:
+    """Move sums; return how many rows found no room in *target*."""
+    key, value = layouts
+    if value is None:
+        raise ValueError(f"{target.name} holds no sums")
+    moved = SumsMap(source, key or INDEX, value)
+    to = SumsMap(target, target.key if key else INDEX, target.value)
+    if target.name == "totals":
+        return move_all(moved, to, SumsMap(overflow, INDEX, overflow.value), overflow_key)
+    return move_all(moved, to, to, lambda _: bytes(target.key_size))
+
+
+def _copy(source: Table, target: Map, layouts: Layouts) -> int:
     """Make the entries that *target* does not have; return for how many there is no room."""
+    key_layout, value_layout = layouts
     without_room = 0
-    for keys, values in source.table.batches():
-        for index in range(len(keys) // source.key.size):
-            key = keys[index * source.key.size :][: source.key.size]
-            value = values[index * source.value.size :][: source.value.size]
-            without_room += not target.table.make(
-                translate(key, source.key, target.key), translate(value, source.value, target.value)
-            )
+    for keys, values in source.batches():
+        for index in range(len(keys) // source.key_size):
+            key = keys[index * source.key_size :][: source.key_size]
+            value = values[index * source.value_size :][: source.value_size]
+            if key_layout:
+                key = translate(key, key_layout, target.key)
+            if value_layout:
+                value = translate(value, value_layout, target.value)
+            without_room += not target.make(key, value)
     return without_room

@@ -59,7 +59,7 @@ class Ledger:
 
     def __init__(self, datapath: DataPath, root: CgroupRoot, meters: Meters) -> None:
         self.datapath = datapath
-        self.reconciliation = Reconciliation()
+        self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
         self._meters = meters
         self._names = Names(root)
@@ -86,7 +86,9 @@ class Ledger:
         after = self.datapath.control(self._root.id)
         everything = sum_up([*totals.values(), *overflow.values()])
         # without the cgroup that stands for the root nothing is left to compare with
-        if before and after and self.reconciliation.compare(before, everything, after):
+        found = self.reconciliation
+        if before and after and found.compare(before, everything, after):
+            self.datapath.keep_reconciliation(found.unattributed, found.overcounted)
             logger.error(
                 "the books do not balance",
                 extra={"before": before, "totals": everything, "after": after},
