@@ -254,9 +254,11 @@ class DataPath:
         maps = {each.name: each for each in self._kept}
         for path in left:
             carry_over(pins, path, maps, self._overflow_key)
-            pins.remove_map(path)
+        # Programs first: run again, after a kill, one would fill a map that nobody finds any more.
         for path in others:
             path.unlink()
+        for path in left:
+            pins.remove_map(path)
 
     def _overflow_key(self, key: bytes) -> bytes:
         """Return where in the overflow a total counts for which there is no room."""
