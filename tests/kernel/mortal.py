@@ -1,0 +1,150 @@
+"""Lives of daemons, each in a process of its own that may be killed at any of its system calls.
+
+Runs under strace, which kills a process at its LAST'th call of a kind: who is to be killed at an earlier one
+first makes those that are missing, which do nothing. On standard input come lives, a line of JSON each; on
+standard output go the pages that a life showed and how it ended.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sockledger.collectors.exporter import Exporter
+from sockledger.collectors.registry import COLLECTORS, Registry
+from sockledger.exposition import text
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath, Parts
+from sockledger.kernel.libbpf import open_pin
+from sockledger.kernel.meters import Meters
+from sockledger.kernel.pins import Pins
+from sockledger.kernel.shown import ShownMap
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+
+LAST = 1000
+NOWHERE = Path()
+SCRAPERS = ("one", "two", None)
+
+# A call of each kind that does nothing.
+IDLE: dict[str, Callable[[], object]] = {
+    "bpf": lambda: open_pin(NOWHERE),
+    "mkdir": lambda: os.mkdir(""),  # noqa: PTH102
+    "symlink": lambda: os.symlink("", ""),  # noqa: PTH211
+    "unlink": lambda: os.unlink(""),  # noqa: PTH108
+    "rename": lambda: os.rename("", ""),  # noqa: PTH104
+    "rmdir": lambda: os.rmdir(""),  # noqa: PTH106
+}
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a daemon does, a deed after the other, and where it counts."""
+
+    deeds: Sequence[str]
+    cgroup: str
+    bpffs: str
+    cgroups: int = 1000
+    sockets: int = 4096
+    image: str | None = None
+    meters: Sequence[str] = ()
+    deadly: str = ""  # the deed in which it is killed
+    call: str = ""  # at a call of this kind
+    number: int = 0
+
+    def line(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Daemon:
+    """As sockledger.daemon, without its threads and its server."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._root = CgroupRoot(Path(life.cgroup))
+        self._pins = Pins(Path(life.bpffs))
+
+    def start(self) -> None:
+        life = self._life
+        self._path = DataPath(
+            self._root,
+            cgroups=life.cgroups,
+            sockets=life.sockets,
+            connections=1000,
+            parts=Parts(tcp_histograms=True),
+            pins=self._pins,
+            lease=86400,
+            image=Path(life.image).read_bytes() if life.image else None,
+        )
+        self._path.attach()
+        self._ledger = Ledger(self._path, self._root, Meters(life.meters, self._root, self._path))
+        self._births = Births(ShownMap(self._path.maps["shown"]))
+        self._registry = Registry(COLLECTORS.keys(), self._ledger, self._births)
+        self._exporter = Exporter(self._ledger, {}, lambda: True)
+
+    def scrape(self) -> None:
+        self._ledger.flush()
+        for scraper in SCRAPERS:
+            families = [*self._registry.collect(), *self._exporter.collect()]
+            page = text.render(families, seen=self._births.seen_by(scraper), openmetrics=False)
+            newest = self._births.newest
+            say({"scraper": scraper, "page": page.decode()})
+            self._births.note_seen(scraper, newest)
+
+    def lose_pins(self) -> None:
+        self._pins.remove()
+
+    def mend(self) -> None:
+        self._path.mend()
+
+    def stop(self) -> None:
+        self._path.close()
+
+    def uninstall(self) -> None:
+        self._pins.remove()
+
+    def count(self) -> None:
+        """So many calls of each kind, and a line after each."""
+        for number in range(10):
+            for idle in IDLE.values():
+                with suppress(OSError):
+                    idle()
+            say(number)
+
+
+def say(what: object) -> None:
+    os.write(sys.stdout.fileno(), json.dumps(what).encode() + b"\n")
+
+
+def live(life: Life) -> None:
+    daemon = Daemon(life)
+    for deed in life.deeds:
+        if deed == life.deadly:
+            for _ in range(LAST - life.number):
+                with suppress(OSError):
+                    IDLE[life.call]()
+        getattr(daemon, deed)()
+
+
+def main() -> None:
+    say("ready")
+    for line in sys.stdin:
+        life = Life(**json.loads(line))
+        child = os.fork()
+        if not child:
+            try:
+                live(life)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        say({"end": os.waitstatus_to_exitcode(status)})
+
+
+if __name__ == "__main__":
+    main()

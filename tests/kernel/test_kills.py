@@ -1,0 +1,357 @@
+"""Daemons that are killed at each of their system calls: the next one has all that was counted, once.
+
+A call at which one is killed does not happen, so that all states between two calls are met. After each kill
+another one starts: no scraper may ever see a counter fall, and all figures are those of the traffic.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tests.daemon.support import Page
+from tests.kernel.machine import Cgroup, new_cgroup, run
+from tests.kernel.mortal import IDLE, LAST, Life
+from tests.kernel.objects import build
+from tests.kernel.tcp import COUNTS, SIDES, Ends, Pair, counts_of, infos
+from tests.kernel.test_pins import ANOTHER
+from tests.kernel.traffic import SCALE
+from tests.patience import PATIENCE
+from tests.scrapes import Scrapes
+
+from sockledger.kernel.pins import Pins
+
+# Each call, each third or each twentieth, others each day.
+FULL = bool(os.environ.get("SOCKLEDGER_TEST_FULL"))
+STEP = 20 if SCALE > 1 else 1 if FULL else 3
+DAY = time.gmtime().tm_yday
+FIRST = 1 + DAY % STEP
+
+BYTES = 100
+DATAGRAM = 20 + 8 + BYTES
+REPLY_BYTES = 30
+REPLY = 20 + 8 + REPLY_BYTES
+POOL = 32
+
+
+class Mortals:
+    """Daemons' lives, under strace."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def live(self, life: Life) -> "Lived":
+        """Live it to its end, natural or not."""
+        assert self._process.stdin is not None
+        print(life.line(), file=self._process.stdin, flush=True)
+        said = []
+        while not isinstance(line := self.read(), dict) or "end" not in line:
+            said.append(line)
+        assert line["end"] in (0, -9), f"{life} failed: see its standard error"
+        return Lived(killed=line["end"] == -9, said=said)
+
+    def read(self) -> object:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "strace cannot trace here, or has ended: see its standard error"
+        return json.loads(line)
+
+
+@dataclass(frozen=True)
+class Lived:
+    killed: bool
+    said: list[object]
+
+    def pages(self) -> Iterator[tuple[str | None, Page]]:
+        for each in self.said:
+            assert isinstance(each, dict)
+            yield each["scraper"], Page(each["page"])
+
+
+@pytest.fixture(scope="module")
+def mortals() -> Iterator[Mortals]:
+    calls = ",".join(IDLE)
+    command = ["strace", "-f", "-qqq", "-o", "/dev/null"]
+    command += ["-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={LAST}"]
+    command += [sys.executable, "-m", "tests.kernel.mortal"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        made = Mortals(process)
+        assert made.read() == "ready"
+        yield made
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("call", IDLE)
+def test_killed_at_the_call(mortals: Mortals, call: str, parent: Cgroup) -> None:
+    """The call does not happen, and all before it have."""
+    for number in (1, 2, 10):
+        lived = mortals.live(Life(("count",), str(parent.path), "", deadly="count", call=call, number=number))
+        assert lived == Lived(killed=True, said=list(range(number - 1)))
+    lived = mortals.live(Life(("count",), str(parent.path), "", deadly="count", call=call, number=11))
+    assert lived == Lived(killed=False, said=list(range(10)))
+
+
+class Talk:
+    """Traffic whose figures are all known: datagrams, connections that last, and some that do not."""
+
+    def __init__(self, ends: Ends, short: Cgroup) -> None:
+        self._ends = ends
+        self._short = Ends(short, short, ends.netns, ends.stack)
+        self._server = ends.new_socket(ends.server, kind=socket.SOCK_DGRAM)
+        self._server.bind(("127.0.0.1", 0))
+        self._pools: dict[tuple[Path, int], list[socket.socket]] = {}
+        self.pairs: list[Pair] = []
+        self._listener = self._short.listener()
+        self.opened = 0
+        self.udp = {side: Counter[str]() for side in SIDES}
+
+    def connect(self) -> None:
+        """Connections that last."""
+        self.pairs = self._ends.pairs(2)
+
+    def _fresh(self, cgroup: Cgroup, kind: int) -> socket.socket:
+        """Joining a cgroup takes long: many are made at a time."""
+        pool = self._pools.setdefault((cgroup.path, kind), [])
+        if not pool:
+            with cgroup.joined(), self._ends.netns.entered():
+                pool += [socket.socket(socket.AF_INET, kind) for _ in range(POOL)]
+            for each in pool:
+                each.settimeout(PATIENCE)
+        return pool.pop()
+
+    def go_on(self) -> None:
+        with self._fresh(self._ends.client, socket.SOCK_DGRAM) as client:
+            client.connect(self._server.getsockname())
+            for _ in range(2):
+                client.send(bytes(BYTES))
+                _, address = self._server.recvfrom(BYTES)
+            self._server.sendto(bytes(REPLY_BYTES), address)
+            assert len(client.recv(BYTES)) == REPLY_BYTES
+        for sender, receiver, size, number in (
+            ("client", "server", DATAGRAM, 2),
+            ("server", "client", REPLY, 1),
+        ):
+            self.udp[sender].update(transmit_bytes=number * size, transmit_packets=number)
+            self.udp[receiver].update(receive_bytes=number * size, receive_packets=number)
+        for pair in self.pairs:
+            pair.exchange(1000, 3000)
+        with self._fresh(self._short.client, socket.SOCK_STREAM) as near:
+            near.connect(self._listener.getsockname())
+            with self._listener.accept()[0] as far:
+                far.settimeout(PATIENCE)
+                near.shutdown(socket.SHUT_WR)
+                assert not far.recv(1)
+            assert not near.recv(1)
+        self.opened += 1
+
+    def be_new(self, cgroup: Cgroup) -> None:
+        """Traffic of a cgroup that had none."""
+        with (
+            self._ends.netns.entered(),
+            cgroup.joined(),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made,
+        ):
+            made.settimeout(PATIENCE)
+            made.bind(("127.0.0.1", 0))
+            made.sendto(bytes(BYTES), made.getsockname())
+            assert len(made.recv(BYTES)) == BYTES
+
+    def sent(self) -> dict[str, Counter[str]]:
+        """All datagrams so far."""
+        return {side: self.udp[side].copy() for side in SIDES}
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            for each in pool:
+                each.close()
+
+
+def udp_of(page: Page, side: str) -> Counter[str]:
+    return Counter(
+        {
+            name: page.sum(f"{name}_total", cgroup=f"/{side}", protocol="udp")
+            for name in ("receive_bytes", "receive_packets", "transmit_bytes", "transmit_packets")
+        }
+    )
+
+
+def assert_balanced(page: Page) -> None:
+    """The traffic rests: what went through the root is in the totals."""
+    for direction in ("receive", "transmit"):
+        for unit in ("bytes", "packets"):
+            at_root = page.sum(f"attach_point_{direction}_{unit}_total", attach_point="/")
+            assert page.sum(f"{direction}_{unit}_total") == at_root
+    assert not page.sum("lost_updates_total")
+
+
+class Trial:
+    """Daemons in the same place, one after another, killed at one call after another."""
+
+    def __init__(self, mortals: Mortals, talk: Talk, life: Life) -> None:
+        self._mortals = mortals
+        self.talk = talk
+        self.life = life
+        self.scrapes = Scrapes()
+        self._killed_at: Counter[str] = Counter()
+
+    def live(self, life: Life) -> bool:
+        """Return whether it was killed."""
+        lived = self._mortals.live(life)
+        for scraper, page in lived.pages():
+            self.scrapes.take(scraper, page)
+        return lived.killed
+
+    def kills(self, deed: str, *deeds: str) -> Iterator[None]:
+        """Lives that are killed in *deed* or later, at one call after another, up to one that is not."""
+        for call in IDLE:
+            number = FIRST
+            while self.live(replace(self.life, deeds=deeds, deadly=deed, call=call, number=number)):
+                self._killed_at[call] += 1
+                yield
+                number += STEP
+            yield
+        assert self._killed_at, "nothing was killed"
+        print(f"killed at {dict(self._killed_at)}")
+
+    def start_again(self) -> Page:
+        """Return what a daemon shows that starts and is not killed."""
+        lived = self._mortals.live(replace(self.life, deeds=("start", "scrape", "stop")))
+        assert not lived.killed
+        for scraper, page in lived.pages():
+            self.scrapes.take(scraper, page)
+        assert_balanced(page)
+        return page
+
+    def assert_true(self) -> None:
+        """All is counted, as a daemon shows it that starts now."""
+        page = self.start_again()
+        for side in SIDES:
+            assert udp_of(page, side) == self.talk.udp[side]
+            counted = {name: page.sum(f"tcp_{name}_total", cgroup=f"/{side}") for name in COUNTS}
+            assert counted == counts_of(infos(self.talk.pairs, side)), side
+        for role in ("active", "passive"):
+            for name in ("opened", "closed"):
+                labels = {"cgroup": "/short", "role": role}
+                assert page.sum(f"tcp_connections_{name}_total", **labels) == self.talk.opened
+
+    def assert_all_or_nothing(self, before: dict[str, Counter[str]]) -> None:
+        """All since *before* is counted or nothing, in each direction; and from now on all."""
+        talk = self.talk
+        first = self.start_again()
+        for side in SIDES:
+            counted, sent = udp_of(first, side), talk.udp[side] - before[side]
+            for direction in ("receive", "transmit"):
+                names = [f"{direction}_{unit}" for unit in ("bytes", "packets")]
+                assert [counted[name] for name in names] in ([0, 0], [sent[name] for name in names])
+        before = talk.sent()
+        talk.go_on()
+        second = self.start_again()
+        for side in SIDES:
+            assert udp_of(second, side) - udp_of(first, side) == talk.udp[side] - before[side]
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "bpf"
+    path.mkdir()
+    run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(path))
+    yield path
+    run("umount", str(path))
+
+
+@pytest.fixture
+def trial(mortals: Mortals, ends: Ends, parent: Cgroup, bpffs: Path) -> Iterator[Trial]:
+    with new_cgroup(parent.path, "short") as short, closing(Talk(ends, short)) as talk:
+        yield Trial(mortals, talk, Life((), str(parent.path), str(bpffs)))
+
+
+def test_first_start(trial: Trial) -> None:
+    """And what it shows first, a meter too. Each begins anew: all or nothing of the traffic is counted."""
+    trial.life = replace(trial.life, meters=("/client",))
+    before = trial.talk.sent()
+    for _ in trial.kills("start", "uninstall", "start", "scrape"):
+        trial.talk.go_on()
+        trial.assert_all_or_nothing(before)
+        before = trial.talk.sent()
+        trial.scrapes = Scrapes()
+
+
+def test_next_start(trial: Trial, parent: Cgroup) -> None:
+    """It takes over, flushes, shows what was there and what is new, and stops."""
+    trial.life = replace(trial.life, meters=("/client",))
+    trial.start_again()
+    trial.talk.connect()
+    with ExitStack() as stack:
+        for number, _ in enumerate(trial.kills("start", "start", "scrape", "scrape", "stop")):
+            trial.talk.go_on()
+            trial.talk.be_new(stack.enter_context(new_cgroup(parent.path, f"new-{number}")))
+            trial.assert_true()
+
+
+def change(trial: Trial, lives: Sequence[Life], turn: int) -> None:
+    """Starts in another way than before; then one as it was meant to be, or as it was."""
+    now = 0
+    trial.life = lives[now]
+    trial.start_again()
+    trial.talk.connect()
+    trial.life = lives[1]
+    for _ in trial.kills("start", "start"):
+        trial.talk.go_on()
+        turn += 1
+        if turn % 2:
+            now += 1
+        trial.life = lives[now % len(lives)]
+        trial.assert_true()
+        trial.life = lives[(now + 1) % len(lives)]
+        trial.talk.go_on()
+
+
+TURNS = (0, 1) if FULL else (DAY % 2,)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_other_limits(trial: Trial, turn: int) -> None:
+    limits = [(1000, 4096), (2000, 1024), (500, 2048)]
+    change(
+        trial, [replace(trial.life, cgroups=cgroups, sockets=sockets) for cgroups, sockets in limits], turn
+    )
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_another_version_and_back(trial: Trial, tmp_path: Path, turn: int) -> None:
+    """Members of its maps are added, moved and taken out, and there is a map more."""
+    image = tmp_path / "another.bpf.o"
+    image.write_bytes(build(tmp_path / "another", ANOTHER))
+    change(trial, [trial.life, replace(trial.life, image=str(image))], turn)
+
+
+def test_mending(trial: Trial) -> None:
+    """Somebody removes all pins, and whoever pins them again is killed: all begins anew, or goes on."""
+    before = trial.talk.sent()
+    trial.start_again()
+    for _ in trial.kills("mend", "start", "lose_pins", "mend", "stop"):
+        trial.talk.go_on()
+        trial.scrapes = Scrapes()
+        trial.assert_all_or_nothing(before)
+
+
+def test_uninstall(trial: Trial, bpffs: Path) -> None:
+    """What is left of the pins is no half."""
+    before = trial.talk.sent()
+    trial.start_again()
+    for _ in trial.kills("uninstall", "uninstall"):
+        trial.talk.go_on()
+        trial.scrapes = Scrapes()
+        trial.assert_all_or_nothing(before)
+    trial.live(replace(trial.life, deeds=("uninstall",)))
+    assert not Pins(bpffs).there()
