@@ -1,9 +1,10 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from tests.kernel.ledger import (
 )
 from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import books_of, busy_cpus, tcp_losses
-from tests.kernel.test_tcp import assert_over
+from tests.kernel.tcp import Ends, books_of, busy_cpus, counts_of, infos, tcp_losses
+from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import Generator, Result, scaled
 from tests.patience import eventually
 
 from sockledger.errors import UserError
-from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import DataPath, Parts, Traffic, ticks_per_second
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import KINDS, Pins
@@ -242,6 +243,67 @@ def test_another_version_and_back(
     with closing(start(below, pins)) as path:
         assert_over(path, generator, results)
         assert final_difference(path, below) == NOTHING
+
+
+def test_what_tcp_counts_by_itself_goes_on(below: CgroupRoot, pins: Pins, ends: Ends, tmp_path: Path) -> None:
+    """A connection that lives over several versions and daemons: equal to its own figures."""
+    images = [None, build(tmp_path / "another", ANOTHER)]
+    start(below, pins).close()
+    pairs = ends.pairs(8)
+    for number in range(6):
+        for each, pair in enumerate(pairs):
+            pair.exchange(1000 * each, 70 + number)
+        with closing(start(below, pins, image=images[number % 2])) as path:
+            if number % 3:
+                path.flush_tcp()
+            for pair in pairs:
+                pair.exchange(500, 5000)
+    for pair in pairs:
+        pair.settle()
+    with closing(start(below, pins)) as path:
+        path.flush_tcp()
+        for side, cgroup in (("client", ends.client), ("server", ends.server)):
+            assert books_of(path, cgroup.id).counts == counts_of(infos(pairs, side))
+        assert tcp_losses(path) == {}
+
+
+# ---- no memory
+
+
+@contextmanager
+def memory_cgroup() -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A memory cgroup's file for processes, and what sets its limit to what is in use there."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    if v1.exists():
+        home, usage, limit = v1, "memory.usage_in_bytes", "memory.limit_in_bytes"
+    else:
+        home, usage, limit = find_root(None).path, "memory.current", "memory.max"
+        (home / "cgroup.subtree_control").write_text("+memory")
+    with new_cgroup(home, f"sockledger-memory-{os.getpid()}") as cgroup:
+
+        def close() -> None:
+            (cgroup.path / limit).write_text((cgroup.path / usage).read_text())
+
+        yield cgroup.path / "cgroup.procs", close
+
+
+def test_no_memory_is_left(below: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """All maps are charged to the daemon's memory cgroup. At its limit packets are counted as ever."""
+    with memory_cgroup() as (processes, close):
+        process = os.fork()
+        if not process:
+            processes.write_text(str(os.getpid()))
+            start(below, pins).close()
+            os._exit(0)
+        assert os.waitpid(process, 0)[1] == 0
+        close()
+        generator.run("connections", scaled(2000))
+        generator.run_together({"tcp": scaled(1000), "udp": scaled(1000)})
+        with closing(start(below, pins)) as path:
+            assert path.lost_updates()["connections_busy"] > 0
+            for cgroup in (generator.client, generator.server):
+                wait_until_over(path, cgroup)
+            assert final_difference(path, below) == NOTHING
 
 
 # ---- what a hand or another agent does

@@ -203,8 +203,7 @@ class DataPath:
         )
         if pins:
             self._keep_maps(pins)
-            flushes = [self.programs[name] for name in FLUSHES if self._counts(name)]
-            self._flushes = pins.keep_programs(flushes, self._kept)
+            self._keep_flushes(pins)
             pins.complete(root.id)
 
     def _counts(self, name: str) -> bool:
@@ -237,9 +236,13 @@ class DataPath:
         """Pin all maps; return the names of those that were not."""
         return [each.name for each in self._kept if pins.keep_map(each)]
 
+    def _keep_flushes(self, pins: Pins) -> set[Path]:
+        """Pin the programs that bring home what these maps hold; return where."""
+        return pins.keep_programs((self.programs[name] for name in FLUSHES if self._counts(name)), self._kept)
+
     def _settle(self, pins: Pins) -> None:
         """Bring home what other maps than these hold, now that nothing counts there; remove their pins."""
-        current = {*self._flushes, *map(pins.map, self._kept), *map(pins.link, self.links.held)}
+        current = {*self._keep_flushes(pins), *map(pins.map, self._kept), *map(pins.link, self.links.held)}
         for path in pins.all("links") - current:
             if not path.name.startswith(METERS):  # these are known at the first flush
                 path.unlink()
@@ -339,6 +342,7 @@ class DataPath:
         if self._pins:
             for name in self._keep_maps(self._pins):
                 logger.warning("pinned again", extra={"map": name})
+            self._keep_flushes(self._pins)
             self._pins.complete(self._root.id)
 
     def close(self) -> None:

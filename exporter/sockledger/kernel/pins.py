@@ -159,6 +159,16 @@ class Pins:
         except FileNotFoundError:
             return None
 
+    def link_ids(self, name: str) -> set[int]:
+        """Return the id of a pinned link, none if there is none."""
+        link = self.open_link(name)
+        if link is None:
+            return set()
+        try:
+            return {link.id}
+        finally:
+            link.destroy()
+
     def take_over(self, each: Map) -> bool:
         """Let a map's object be loaded with the one that is pinned; False if there is none."""
         try:
