@@ -19,7 +19,7 @@ from tests.kernel.ledger import (
 )
 from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, books_of, busy_cpus, counts_of, infos, tcp_losses
+from tests.kernel.tcp import Ends, books_of, busy_cpus, counts_of, find_older, infos, tcp_losses
 from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import Generator, Result, scaled
 from tests.patience import eventually
@@ -132,19 +132,15 @@ def test_replaced_again_and_again(below: CgroupRoot, pins: Pins, generator: Gene
         assert final_difference(path, below) == NOTHING
 
 
-def test_only_a_first_start_looks_for_older_sockets(
-    below: CgroupRoot, pins: Pins, generator: Generator
-) -> None:
-    with generator.start("steady", scaled(2000)):
-        for _ in range(3):
-            with closing(start(below, pins)) as path:
-                flush(path)
-                path.flush_tcp()
-    with closing(start(below, pins)) as path:
-        eventually(lambda: not books_of(path, generator.client.id).sockets, "all ended")
-        books = books_of(path, generator.client.id)
-        assert books.opened == books.closed
-        assert tcp_losses(path) == {}
+def test_what_is_known_is_not_older(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    """Each start looks for older sockets."""
+    start(below, pins).close()
+    ends.pairs(8)
+    for _ in range(3):
+        with closing(start(below, pins)) as path:
+            find_older(path)
+            for cgroup, role in ((ends.client, "active"), (ends.server, "passive")):
+                assert books_of(path, cgroup.id).opened == {role: 8}
 
 
 # ---- other versions, other limits
@@ -492,6 +488,21 @@ def test_dormant_when_the_lease_is_over(
         flush(path)
         assert totals_of(path, generator.client.id) == result.side("client")
         assert final_difference(path, below) == NOTHING
+
+
+def test_what_begins_while_dormant_is_older(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    lease = 0.2
+    start(below, pins, lease=lease).close()
+    time.sleep(lease + 2 / ticks_per_second())
+    pairs = ends.pairs(8)
+    with closing(start(below, pins)) as path:
+        find_older(path)
+        for pair in pairs:
+            pair.client.close()
+            pair.server.close()
+        for cgroup in (ends.client, ends.server):
+            wait_until_over(path, cgroup)
+            assert books_of(path, cgroup.id).closed == {"unknown": 8}
 
 
 def test_connections_end_while_dormant(below: CgroupRoot, pins: Pins, generator: Generator) -> None:

@@ -257,7 +257,7 @@ class DataPath:
         maps = {each.name: each for each in self._kept}
         for path in left:
             carry_over(pins, path, maps, self._overflow_key)
-            pins.remove_map(path)
+        pins.remove_maps(left)
         for path in others:
             path.unlink()
 
@@ -282,7 +282,7 @@ class DataPath:
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
-            if not (self._pins and self._pins.link(HOT_PATH).exists()) and (parts.tcp or parts.udp):
+            if parts.tcp or parts.udp:
                 self._look_for_older()
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
@@ -320,7 +320,10 @@ class DataPath:
         self.links.add(name, attach, partial(_replace, program, self._root.id))
 
     def _look_for_older(self) -> None:
-        """Take in older sockets. Those that are not found now are at their first packet, or at their end."""
+        """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
+
+        Those that are not found now are at their first packet, or at their end.
+        """
         try:
             link = self.programs["sl_older"].attach()
             try:

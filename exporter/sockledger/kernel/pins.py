@@ -143,10 +143,12 @@ class Pins:
     def _layouts(self, path: Path) -> Path:
         return self.folder / "layouts" / path.name
 
-    def remove_map(self, path: Path) -> None:
-        """Remove a map's pin."""
-        path.unlink()
-        self._layouts(path).unlink(missing_ok=True)
+    def remove_maps(self, paths: Iterable[Path]) -> None:
+        """Remove maps' pins, and layouts of what is not pinned."""
+        for path in paths:
+            path.unlink()
+        for path in self.all("layouts") - set(map(self._layouts, self.all("maps"))):
+            path.unlink()
 
     def link(self, name: str) -> Path:
         """Return where a link is pinned, or is to be."""
