@@ -126,11 +126,7 @@ class Daemon:
         where = {"cgroup": str(root.path)}
 
         def free() -> bool:
-            pinned = self._pins.open_link(HOT_PATH)
-            ours = {pinned.id} if pinned else set()
-            if pinned:
-                pinned.destroy()
-            return not set(hot_paths(root.id)) - ours
+            return set(hot_paths(root.id)) <= self._pins.link_ids(HOT_PATH)
 
         while await self._wait_until(free, ATTACHMENTS_POLL_SECONDS, where):
             with ExitStack() as undo:

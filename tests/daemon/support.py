@@ -68,6 +68,7 @@ class Daemon:
                 (*prefix, SOCKLEDGER, *surroundings.flags(self.port), *flags), stderr=stderr
             )
         self._links: set[int] = set()
+        self._pinned = surroundings.pinned
 
     @property
     def log(self) -> str:
@@ -128,12 +129,13 @@ class Daemon:
         self.process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it and return its exit status. None of its links is left."""
+        """Stop it and return its exit status. Without pins none of its links is left."""
         if self.process.poll() is None:
             self._links |= self.links()
             self.send(number)
         status = self.process.wait(PATIENCE)
-        eventually(lambda: not self._links & existing_links(), "links gone")
+        if not self._pinned:
+            eventually(lambda: not self._links & existing_links(), "links gone")
         return status
 
 
@@ -174,6 +176,15 @@ class Surroundings:
     def run(self, *flags: str, prefix: tuple[str, ...] = ()) -> Daemon:
         return self.start(*flags, prefix=prefix).wait_until_ready()
 
+    def uninstall(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SOCKLEDGER, "uninstall", f"--path.bpffs={self.bpffs}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+
     def attached(self) -> set[int]:
         """The ids of all programs attached to the cgroup and those below it."""
         return {program for programs in self.attached_by_cgroup().values() for program in programs}
@@ -202,6 +213,7 @@ def surroundings(root: Path, folder: Path) -> Iterator[Surroundings]:
         yield made
         for daemon in made.daemons:
             daemon.stop()
+        assert made.uninstall().returncode == 0
         made.assert_clean()
 
 

@@ -1,9 +1,10 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from tests.kernel.ledger import (
 )
 from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import books_of, busy_cpus, tcp_losses
-from tests.kernel.test_tcp import assert_over
+from tests.kernel.tcp import Ends, books_of, busy_cpus, counts_of, find_older, infos, tcp_losses
+from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import Generator, Result, scaled
 from tests.patience import eventually
 
 from sockledger.errors import UserError
-from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import DataPath, Parts, Traffic, ticks_per_second
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import KINDS, Pins
@@ -131,19 +132,15 @@ def test_replaced_again_and_again(below: CgroupRoot, pins: Pins, generator: Gene
         assert final_difference(path, below) == NOTHING
 
 
-def test_only_a_first_start_looks_for_older_sockets(
-    below: CgroupRoot, pins: Pins, generator: Generator
-) -> None:
-    with generator.start("steady", scaled(2000)):
-        for _ in range(3):
-            with closing(start(below, pins)) as path:
-                flush(path)
-                path.flush_tcp()
-    with closing(start(below, pins)) as path:
-        eventually(lambda: not books_of(path, generator.client.id).sockets, "all ended")
-        books = books_of(path, generator.client.id)
-        assert books.opened == books.closed
-        assert tcp_losses(path) == {}
+def test_what_is_known_is_not_older(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    """Each start looks for older sockets."""
+    start(below, pins).close()
+    ends.pairs(8)
+    for _ in range(3):
+        with closing(start(below, pins)) as path:
+            find_older(path)
+            for cgroup, role in ((ends.client, "active"), (ends.server, "passive")):
+                assert books_of(path, cgroup.id).opened == {role: 8}
 
 
 # ---- other versions, other limits
@@ -242,6 +239,72 @@ def test_another_version_and_back(
     with closing(start(below, pins)) as path:
         assert_over(path, generator, results)
         assert final_difference(path, below) == NOTHING
+
+
+def test_what_tcp_counts_by_itself_goes_on(below: CgroupRoot, pins: Pins, ends: Ends, tmp_path: Path) -> None:
+    """A connection that lives over several versions and daemons: equal to its own figures."""
+    images = [None, build(tmp_path / "another", ANOTHER)]
+    start(below, pins).close()
+    pairs = ends.pairs(8)
+    for number in range(6):
+        for each, pair in enumerate(pairs):
+            pair.exchange(1000 * each, 70 + number)
+        with closing(start(below, pins, image=images[number % 2])) as path:
+            if number % 3:
+                path.flush_tcp()
+            for pair in pairs:
+                pair.exchange(500, 5000)
+    for pair in pairs:
+        pair.settle()
+    with closing(start(below, pins)) as path:
+        path.flush_tcp()
+        for side, cgroup in (("client", ends.client), ("server", ends.server)):
+            assert books_of(path, cgroup.id).counts == counts_of(infos(pairs, side))
+        assert tcp_losses(path) == {}
+
+
+# ---- no memory
+
+
+@contextmanager
+def memory_cgroup() -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A memory cgroup's file for processes, and what sets its limit to what is in use there."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    if v1.exists():
+        home, usage, limit = v1, "memory.usage_in_bytes", "memory.limit_in_bytes"
+    else:
+        home, usage, limit = find_root(None).path, "memory.current", "memory.max"
+        (home / "cgroup.subtree_control").write_text("+memory")
+    with new_cgroup(home, f"sockledger-memory-{os.getpid()}") as cgroup:
+
+        def close() -> None:
+            """Below what is in use: v1 refuses what it cannot reclaim."""
+            size = int((cgroup.path / usage).read_text())
+            with suppress(OSError):
+                while size:
+                    (cgroup.path / limit).write_text(str(size))
+                    size -= os.sysconf("SC_PAGE_SIZE")
+
+        yield cgroup.path / "cgroup.procs", close
+
+
+def test_no_memory_is_left(below: CgroupRoot, pins: Pins, generator: Generator) -> None:
+    """All maps are charged to the daemon's memory cgroup. At its limit packets are counted as ever."""
+    with memory_cgroup() as (processes, close):
+        process = os.fork()
+        if not process:
+            processes.write_text(str(os.getpid()))
+            start(below, pins).close()
+            os._exit(0)
+        assert os.waitpid(process, 0)[1] == 0
+        close()
+        generator.run("connections", scaled(2000))
+        generator.run_together({"tcp": scaled(1000), "udp": scaled(1000)})
+        with closing(start(below, pins)) as path:
+            assert path.lost_updates()["connections_busy"] > 0
+            for cgroup in (generator.client, generator.server):
+                wait_until_over(path, cgroup)
+            assert final_difference(path, below) == NOTHING
 
 
 # ---- what a hand or another agent does
@@ -425,6 +488,21 @@ def test_dormant_when_the_lease_is_over(
         flush(path)
         assert totals_of(path, generator.client.id) == result.side("client")
         assert final_difference(path, below) == NOTHING
+
+
+def test_what_begins_while_dormant_is_older(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    lease = 0.2
+    start(below, pins, lease=lease).close()
+    time.sleep(lease + 2 / ticks_per_second())
+    pairs = ends.pairs(8)
+    with closing(start(below, pins)) as path:
+        find_older(path)
+        for pair in pairs:
+            pair.client.close()
+            pair.server.close()
+        for cgroup in (ends.client, ends.server):
+            wait_until_over(path, cgroup)
+            assert books_of(path, cgroup.id).closed == {"unknown": 8}
 
 
 def test_connections_end_while_dormant(below: CgroupRoot, pins: Pins, generator: Generator) -> None:

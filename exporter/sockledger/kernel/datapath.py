@@ -203,8 +203,7 @@ class DataPath:
         )
         if pins:
             self._keep_maps(pins)
-            flushes = [self.programs[name] for name in FLUSHES if self._counts(name)]
-            self._flushes = pins.keep_programs(flushes, self._kept)
+            self._keep_flushes(pins)
             pins.complete(root.id)
 
     def _counts(self, name: str) -> bool:
@@ -237,9 +236,13 @@ class DataPath:
         """Pin all maps; return the names of those that were not."""
         return [each.name for each in self._kept if pins.keep_map(each)]
 
+    def _keep_flushes(self, pins: Pins) -> set[Path]:
+        """Pin the programs that bring home what these maps hold; return where."""
+        return pins.keep_programs((self.programs[name] for name in FLUSHES if self._counts(name)), self._kept)
+
     def _settle(self, pins: Pins) -> None:
         """Bring home what other maps than these hold, now that nothing counts there; remove their pins."""
-        current = {*self._flushes, *map(pins.map, self._kept), *map(pins.link, self.links.held)}
+        current = {*self._keep_flushes(pins), *map(pins.map, self._kept), *map(pins.link, self.links.held)}
         for path in pins.all("links") - current:
             if not path.name.startswith(METERS):  # these are known at the first flush
                 path.unlink()
@@ -257,8 +260,7 @@ class DataPath:
         # Programs first: run again, after a kill, one would fill a map that nobody finds any more.
         for path in others:
             path.unlink()
-        for path in left:
-            pins.remove_map(path)
+        pins.remove_maps(left)
 
     def _overflow_key(self, key: bytes) -> bytes:
         """Return where in the overflow a total counts for which there is no room."""
@@ -281,7 +283,7 @@ class DataPath:
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
-            if not (self._pins and self._pins.link(HOT_PATH).exists()) and (parts.tcp or parts.udp):
+            if parts.tcp or parts.udp:
                 self._look_for_older()
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
@@ -319,7 +321,10 @@ class DataPath:
         self.links.add(name, attach, partial(_replace, program, self._root.id))
 
     def _look_for_older(self) -> None:
-        """Take in older sockets. Those that are not found now are at their first packet, or at their end."""
+        """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
+
+        Those that are not found now are at their first packet, or at their end.
+        """
         try:
             link = self.programs["sl_older"].attach()
             try:
@@ -341,6 +346,7 @@ class DataPath:
         if self._pins:
             for name in self._keep_maps(self._pins):
                 logger.warning("pinned again", extra={"map": name})
+            self._keep_flushes(self._pins)
             self._pins.complete(self._root.id)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from sockledger.errors import UserError
 from sockledger.kernel import libbpf
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
-from sockledger.kernel.datapath import Parts, attach_cgroup, set_parts
+from sockledger.kernel.datapath import HOT_PATH, Parts, attach_cgroup, set_parts
 from sockledger.kernel.features import (
     BTF,
     CAP_SYS_ADMIN,
@@ -25,6 +25,7 @@ from sockledger.kernel.features import (
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.objects import open_object
+from sockledger.kernel.pins import Pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
         return  # what follows is about programs that run
     if root is not None:
         yield _attachment(root)
-        yield _other_daemons(root)
+        yield _other_daemons(root, bpffs)
     yield _older_connections()
     yield _run_statistics()
 
@@ -113,11 +114,10 @@ def _lock(bpffs: Path) -> Finding:
     except (UserError, PermissionError) as error:
         return Finding("bpffs", ok=False, detail=str(error))
     lock.release()
-    return Finding(
-        "bpffs",
-        ok=True,
-        detail=f"{bpffs}, {'no daemon runs' if free else 'a daemon runs: another would wait'}",
-    )
+    detail = f"{bpffs}, {'no daemon runs' if free else 'a daemon runs: another would wait'}"
+    if Pins(bpffs).there():
+        detail += ", counts are pinned there"
+    return Finding("bpffs", ok=True, detail=detail)
 
 
 def _programs() -> Iterator[Finding]:
@@ -150,13 +150,12 @@ def _attachment(root: CgroupRoot) -> Finding:
     return Finding("attaching", ok=True, detail=f"{root.path} takes programs")
 
 
-def _other_daemons(root: CgroupRoot) -> Finding:
+def _other_daemons(root: CgroupRoot, bpffs: Path) -> Finding:
     if not lists_links():
         detail = "this kernel does not list BPF links: one that uses another bpffs is not noticed"
         return Finding("other daemons", ok=False, detail=detail, needed=False)
-    detail = (
-        f"one is attached to {root.path}: another would wait" if hot_paths(root.id) else "none is attached"
-    )
+    others = set(hot_paths(root.id)) - Pins(bpffs).link_ids(HOT_PATH)
+    detail = f"one is attached to {root.path}: another would wait" if others else "none is attached"
     return Finding("other daemons", ok=True, detail=detail)
 
 

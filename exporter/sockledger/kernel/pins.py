@@ -143,10 +143,12 @@ class Pins:
     def _layouts(self, path: Path) -> Path:
         return self.folder / "layouts" / path.name
 
-    def remove_map(self, path: Path) -> None:
-        """Remove a map's pin."""
-        path.unlink()
-        self._layouts(path).unlink(missing_ok=True)
+    def remove_maps(self, paths: Iterable[Path]) -> None:
+        """Remove maps' pins, and layouts of what is not pinned."""
+        for path in paths:
+            path.unlink()
+        for path in self.all("layouts") - set(map(self._layouts, self.all("maps"))):
+            path.unlink()
 
     def link(self, name: str) -> Path:
         """Return where a link is pinned, or is to be."""
@@ -158,6 +160,16 @@ class Pins:
             return Link.open(self.link(name))
         except FileNotFoundError:
             return None
+
+    def link_ids(self, name: str) -> set[int]:
+        """Return the id of a pinned link, none if there is none."""
+        link = self.open_link(name)
+        if link is None:
+            return set()
+        try:
+            return {link.id}
+        finally:
+            link.destroy()
 
     def take_over(self, each: Map) -> bool:
         """Let a map's object be loaded with the one that is pinned; False if there is none."""
