@@ -77,11 +77,13 @@ def converse(
         assert not far.recv(1)
         far.close()
         assert not near.recv(1)
-        seen = sent_by_port(captured)
-    return {side: seen[port] for side, port in ports.items()}
+        seen = sent_between(captured)
+    near_port, far_port = ports["client"], ports["server"]
+    return {"client": seen[near_port, far_port], "server": seen[far_port, near_port]}
 
 
 ETH_P_ALL = 3
+SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 
 
 @contextmanager
@@ -89,21 +91,21 @@ def capture() -> Iterator[socket.socket]:
     """A packet socket on the loopback: it sees super-packets whole, as the cgroup programs do."""
     protocol = socket.htons(ETH_P_ALL)
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol) as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 20)
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         made.bind(("lo", ETH_P_ALL))
         made.setblocking(False)
         yield made
 
 
-def sent_by_port(captured: socket.socket) -> dict[int, int]:
-    """Return the bytes of TCP that left each source port."""
-    sent: dict[int, int] = {}
+def sent_between(captured: socket.socket) -> dict[tuple[int, int], int]:
+    """Return the bytes of TCP that left each source port for each destination port."""
+    sent: dict[tuple[int, int], int] = {}
     header = bytearray(128)
     with suppress(BlockingIOError):
         while True:
             length, (_, protocol, direction, *_rest) = captured.recvfrom_into(header, 0, socket.MSG_TRUNC)
             start = (header[0] & 15) * 4 if protocol == 0x0800 else 40
             if direction == socket.PACKET_OUTGOING and header[9 if start < 40 else 6] == socket.IPPROTO_TCP:
-                (port,) = struct.unpack_from("!H", header, start)
-                sent[port] = sent.get(port, 0) + length
+                source, destination = struct.unpack_from("!HH", header, start)
+                sent[source, destination] = sent.get((source, destination), 0) + length
     return sent
