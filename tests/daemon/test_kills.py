@@ -68,7 +68,7 @@ def live(daemon: Daemon, scrapes: Scrapes, seconds: float) -> None:
                 page = daemon.page(scraper)
             except (OSError, HTTPException):
                 continue  # not there yet, or not any more
-            scrapes.take(scraper, page)
+            scrapes.take(scraper, page.text)
         time.sleep(0.02)
     killing.join()
 
@@ -115,7 +115,7 @@ def test_killed_at_any_moment(place: Surroundings, netns: Netns, cgroups: str) -
         for _ in range(2):
             for scraper in (*SCRAPERS, None):
                 page = daemon.settled(scraper)
-                scrapes.take(scraper, page)
+                scrapes.take(scraper, page.text)
                 assert_balanced(page)
                 assert page.sum("tcp_connections") == 2 * PAIRS * CGROUPS
         assert page.sum("tcp_connections_opened_total") - page.sum("tcp_connections_closed_total") == (

@@ -120,10 +120,21 @@ def say(what: object) -> None:
     os.write(sys.stdout.fileno(), json.dumps(what).encode() + b"\n")
 
 
+def go_on_as_child() -> None:
+    """Only the child returns; this process waits and ends as it does."""
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:
+            os.kill(os.getpid(), -status)
+        os._exit(status)
+
+
 def live(life: Life) -> None:
     daemon = Daemon(life)
     for deed in life.deeds:
         if deed == life.deadly:
+            go_on_as_child()  # no call of this process is counted yet
             for _ in range(LAST - life.number):
                 with suppress(OSError):
                     IDLE[life.call]()
