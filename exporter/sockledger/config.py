@@ -13,7 +13,7 @@ from sockledger.errors import UserError, printable
 
 _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
-_MIN_INTERVAL, _MAX_INTERVAL = 0.1, 3600.0
+_MAX_LABEL_SETS = 1_000_000
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
@@ -47,6 +47,14 @@ class Limits:
     cgroups: int = 16384
     sockets: int = 65536
     connections: int = 262144
+    label_sets: int = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """For how long what is gone is kept."""
+
+    gone: float = 600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class Config:
     attach: Attach = field(default_factory=Attach)
     flush: Flush = field(default_factory=Flush)
     limits: Limits = field(default_factory=Limits)
+    persist: Persist = field(default_factory=Persist)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,15 +252,18 @@ def _meter(node: yaml.Node) -> str:
     return glob
 
 
-def _interval(node: yaml.Node) -> float:
-    match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
-    if match is None or not node.value:
-        raise ValueError("is not a duration")
-    numbers = zip(match.groups(default="0"), _DURATION_UNITS.values(), strict=True)
-    seconds = sum(float(number) * unit for number, unit in numbers) / 1000
-    if not _MIN_INTERVAL <= seconds <= _MAX_INTERVAL:
-        raise ValueError("is out of range")
-    return seconds
+def _duration(least: float, most: float, allowed: str) -> _Value:
+    def parse(node: yaml.Node) -> float:
+        match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
+        if match is None or not node.value:
+            raise ValueError("is not a duration")
+        numbers = zip(match.groups(default="0"), _DURATION_UNITS.values(), strict=True)
+        seconds = sum(float(number) * unit for number, unit in numbers) / 1000
+        if not least <= seconds <= most:
+            raise ValueError("is out of range")
+        return seconds
+
+    return _Value(parse, f"{allowed}, written as 500ms, 10s, 1m or 1m30s")
 
 
 def _limit(most: int) -> _Value:
@@ -278,16 +290,16 @@ _CONFIG = _Section(
                 ),
             },
         ),
-        "flush": _Section(
-            Flush, {"interval": _Value(_interval, "100ms to 1h, written as 500ms, 10s, 1m or 1m30s")}
-        ),
+        "flush": _Section(Flush, {"interval": _duration(0.1, 3600, "100ms to 1h")}),
         "limits": _Section(
             Limits,
             {
                 "cgroups": _limit(_MAX_CGROUPS),
                 "sockets": _limit(_MAX_SOCKETS),
                 "connections": _limit(_MAX_CONNECTIONS),
+                "label_sets": _limit(_MAX_LABEL_SETS),
             },
         ),
+        "persist": _Section(Persist, {"gone": _duration(1, 86400, "1s to 24h")}),
     },
 )

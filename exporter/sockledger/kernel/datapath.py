@@ -14,6 +14,7 @@ from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
+from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ class Parts:
     udp: bool = True
 
 
+# Beside cgroups' ids, those of label sets, for which sums of cgroups that are gone are kept: their first bit
+# is set. RETIRED is where sums of label sets end.
+LABEL_SET = RETIRED = 1 << 63
+
 # By map: the part that it belongs to.
 SUMS = {
     "tcp_totals": "tcp",
@@ -101,7 +106,15 @@ class Sums:
 
     def make_overflow(self) -> None:
         """Make the entry that takes what finds no room."""
-        self._table.update(bytes(self._table.key_size), bytes(self._table.value_size))
+        self.make((0,) * len(self._key.fields))
+
+    def make(self, key: tuple[int, ...]) -> bool:
+        """Make an entry of zeros, unless there is one; return whether there was room."""
+        return self._table.make(self._key.struct.pack(*key), bytes(self._table.value_size))
+
+    def delete(self, key: tuple[int, ...]) -> None:
+        """Delete an entry."""
+        self._table.delete(self._key.struct.pack(*key))
 
     def clear(self) -> None:
         """Delete all."""
@@ -147,12 +160,14 @@ class DataPath:
         cgroups: int,
         sockets: int,
         connections: int,
+        label_sets: int = 1024,
         parts: Parts = Parts(),
         image: bytes | None = None,
     ) -> None:
-        """Load the object. *cgroups* limits the totals, *sockets* how many have a seat of their own.
+        """Load the object. *cgroups* and *label_sets* limit what has sums of its own.
 
-        *connections* limits the TCP sockets that are followed. UserError if the kernel refuses to load it.
+        *sockets* limits how many have a seat of their own, *connections* the TCP sockets that are followed.
+        UserError if the kernel refuses to load it.
         """
         self._root = root
         self._object = open_object(image)
@@ -169,14 +184,18 @@ class DataPath:
                 ("sl_tcp_", parts.tcp),
                 ("sl_udp_", parts.udp),
                 ("sl_older", parts.tcp or parts.udp),
+                ("sl_cgroup_", not forbids_reading()),
             ):
                 if name.startswith(prefix):
                     program.set_autoload(wanted)
         self.maps["sockets"].max_entries = sockets
-        self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
+        self.maps["cgroups"].max_entries = cgroups
+        self.maps["label_sets"].max_entries = label_sets
+        rows = cgroups + label_sets
+        self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name, part in SUMS.items():
-            entries = max(cgroups, LEAST_PORTS) if name.startswith("listen_") else cgroups
+            entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
             self.maps[name].max_entries = entries + 1 if getattr(parts, part) else 1
         try:
             self._object.load()
@@ -190,6 +209,10 @@ class DataPath:
         for name, each in self.sums.items():
             if name != QUEUES:
                 each.make_overflow()
+        self.kept = {name: KeptSums(self.maps[name]) for name in ("totals", *self.sums) if name != QUEUES}
+        # where cgroups' ends are not seen, they would stay for ever
+        self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
+        self.label_sets = KeptLabelSets(self.maps["label_sets"])
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
@@ -200,10 +223,14 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs. UserError if the cgroup refuses; then nothing stays attached.
 
-        The ends of connections first, then those that are older, then packets; drops of datagrams last, for
-        what a socket has dropped before its packets are counted is not ours.
+        The names of cgroups first, then the ends of connections, then those that are older, then packets;
+        drops of datagrams last, for what a socket has dropped before its packets are counted is not ours.
         """
         try:
+            if not forbids_reading():
+                self._attach("sl_cgroup_mkdir")
+                self._attach("sl_cgroup_release")
+            self._note_older_cgroups()
             if self._parts.tcp:
                 self._attach("sl_tcp_states")
                 self._attach_cgroup("sl_tcp_events")
@@ -222,6 +249,15 @@ class DataPath:
             self.links[name] = self.programs[name].attach()
         except OSError as error:
             raise UserError(f"attaching program {name} failed: {error.strerror}: {advice(error)}") from None
+
+    def _note_older_cgroups(self) -> None:
+        """Note the cgroups that are there already. One that is gone meanwhile its end has noted."""
+        try:
+            for cgroup_id, path in self._root.walk():
+                if cgroup_id != self._root.id:
+                    self.cgroups.note(cgroup_id, path)
+        except OSError as error:  # they are named when they count
+            logger.warning("older cgroups are not looked for", extra={"error": str(error)})
 
     def _look_for_older(self) -> None:
         """Take in older sockets. Those that are not found now are at their first packet, or at their end."""

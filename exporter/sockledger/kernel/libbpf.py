@@ -24,6 +24,7 @@ from sockledger.kernel.btf import Btf, Layout
 logger = logging.getLogger(__name__)
 
 BPF_ANY = 0
+BPF_NOEXIST = 1
 BPF_LINK_TYPE_CGROUP = 3
 _LOG_LINES = 64
 _ITERATOR_BYTES = 32 * 1024  # what the kernel gathers for one read
@@ -353,6 +354,13 @@ class Map:
         _checked(result, f"bpf_map_lookup_elem on {self.name}")
         return value.raw
 
+    def make(self, key: bytes, value: bytes) -> bool:
+        """Make an entry for a key that has none; return whether there was room for it."""
+        result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)
+        if result not in (-errno.EEXIST, -errno.E2BIG):
+            _checked(result, f"bpf_map_update_elem on {self.name}")
+        return bool(result != -errno.E2BIG)
+
     def update(self, key: bytes, value: bytes) -> None:
         """Set a key's value."""
         _checked(
@@ -360,14 +368,15 @@ class Map:
             f"bpf_map_update_elem on {self.name}",
         )
 
+    def delete(self, key: bytes) -> None:
+        """Delete an entry."""
+        _checked(_library().bpf_map_delete_elem(self.fd, key), f"bpf_map_delete_elem on {self.name}")
+
     def clear(self) -> None:
         """Delete all entries of a hash map that nobody else changes meanwhile."""
         for keys, _ in list(self.batches()):
             for at in range(0, len(keys), self.key_size):
-                _checked(
-                    _library().bpf_map_delete_elem(self.fd, keys[at : at + self.key_size]),
-                    f"bpf_map_delete_elem on {self.name}",
-                )
+                self.delete(keys[at : at + self.key_size])
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries of a hash map, *size* or less at a time: keys, and values in the same order.
