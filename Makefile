@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OBJECT := exporter/sockledger/kernel/sockledger.bpf.o
+OBJECTS := $(OBJECT) exporter/sockledger/kernel/move.bpf.o
 
 RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make python3 python3-venv
 TEST_PACKAGES := clang-format nftables iproute2 ethtool iputils-ping bpftool prometheus
@@ -44,13 +45,13 @@ format: packages-test build
 docs: build
 	$(BIN)/python docs/generate_metrics.py
 
-# Installs the package in place, with its development tools; the build step compiles the BPF object.
-build: $(VENV)/installed $(OBJECT)
+# Installs the package in place, with its development tools; the build step compiles the BPF objects.
+build: $(VENV)/installed $(OBJECTS)
 
-$(OBJECT): $(wildcard bpf/*.h bpf/*.c bpf/Makefile) | packages-run
-	$(MAKE) --no-print-directory -C bpf OBJECT=$(CURDIR)/$@
+$(OBJECTS) &: $(wildcard bpf/*.h bpf/*.c bpf/Makefile) | packages-run
+	$(MAKE) --no-print-directory -C bpf OBJECT=$(CURDIR)/$(OBJECT)
 
-$(VENV)/installed: pyproject.toml bpf/hatch_build.py | packages-run $(OBJECT)
+$(VENV)/installed: pyproject.toml bpf/hatch_build.py | packages-run $(OBJECTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip install --quiet --editable . --group dev
@@ -64,4 +65,4 @@ packages-test: ; @./install-packages $(TEST_PACKAGES)
 packages-kernels: ; @./install-packages $(KERNELS_PACKAGES)
 
 clean:
-	rm -rf $(VENV) build dist $(OBJECT)
+	rm -rf $(VENV) build dist $(OBJECTS)

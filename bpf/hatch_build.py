@@ -1,4 +1,4 @@
-"""Build step of the wheel: compile the BPF half and pack its object beside the module that loads it."""
+"""Build step of the wheel: compile the BPF half and pack its objects beside the modules that load them."""
 
 import subprocess
 from pathlib import Path
@@ -8,13 +8,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class BpfBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]
-    """Runs bpf/Makefile. The object is BPF bytecode, the same on every little-endian machine."""
+    """Runs bpf/Makefile. The objects are BPF bytecode, the same on every little-endian machine."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile before *version* (standard or editable) is built."""
-        target = Path(self.root) / "exporter/sockledger/kernel/sockledger.bpf.o"
+        folder = Path("exporter/sockledger/kernel")
+        target = self.root / folder / "sockledger.bpf.o"
         subprocess.run(  # noqa: S603
             ["make", "--no-print-directory", "-C", str(Path(self.root) / "bpf"), f"OBJECT={target}"],  # noqa: S607
             check=True,
         )
-        build_data["artifacts"].append(str(target.relative_to(self.root)))
+        build_data["artifacts"] += [str(folder / name) for name in ("sockledger.bpf.o", "move.bpf.o")]

@@ -124,7 +124,7 @@ struct {
 } control SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY); /* one for all CPUs, so that it can be moved like all sums */
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct lost_updates);

@@ -15,7 +15,7 @@ from tests.daemon.support import SOCKLEDGER, Surroundings, free_port
 from tests.kernel.machine import new_cgroup, run
 from tests.patience import PATIENCE
 
-from sockledger.kernel.datapath import object_image
+from sockledger.kernel.objects import object_image
 
 NEEDED = ("bpf", "perfmon", "net_admin")
 

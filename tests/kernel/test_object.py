@@ -23,7 +23,8 @@ from tests.kernel.objects import Change, build
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, object_image
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.objects import object_image
 
 # ---- by its instructions
 

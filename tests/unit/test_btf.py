@@ -2,13 +2,14 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sockledger.kernel import btf
-from sockledger.kernel.btf import Btf
+from sockledger.kernel.btf import Btf, Layout, describe, parse
 
 HEADER_SIZE = 24
 
@@ -245,6 +246,26 @@ def test_unknown_members() -> None:
         layout.pack(a=1, c=2, b=3)
     with pytest.raises(KeyError, match="struct s has no member z"):
         layout.field("z")
+
+
+def test_descriptions() -> None:
+    """One line, and the same layout again but for the names of values."""
+    blob = Blob()
+    u64, enum = blob.integer(8), blob.enum(OTHER=0, TCP=1)
+    count = blob.struct("count", 16, [("bytes", u64, 0), ("protocol", enum, 64)])
+    outer = blob.struct("s", 40, [("id", u64, 0), ("rows", blob.array(count, 2), 64)])
+    layout = blob.parsed().layout(outer)
+    text = "s 40 id:0:8 rows[0].bytes:8:8 rows[0].protocol:16:4 rows[1].bytes:24:8 rows[1].protocol:32:4"
+    assert describe(layout) == text
+    assert parse(text) == Layout("s", 40, tuple(replace(field, names={}) for field in layout.fields))
+    nameless = Layout("", 8, ())
+    assert parse(describe(nameless)) == nameless
+
+
+@pytest.mark.parametrize("text", ["", "s", "s x", "s 8 a", "s 8 a:0", "s 8 a:0:8:8", "s 8 a:0:x", "s 8 "])
+def test_no_description(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unpack|invalid literal"):
+        parse(text)
 
 
 SIZES = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=12)

@@ -75,6 +75,23 @@ class Layout:
         return self.struct.iter_unpack(data)
 
 
+def describe(layout: Layout) -> str:
+    """Return a layout as a line of text, without the names of its enums' values."""
+    fields = (f"{field.name}:{field.offset}:{field.size}" for field in layout.fields)
+    return " ".join((layout.name, str(layout.size), *fields))
+
+
+def parse(text: str) -> Layout:
+    """Return the layout that `describe` made *text* of; ValueError if it is none."""
+    name, size, *fields = text.split(" ")
+    return Layout(name, int(size), tuple(map(_parse_field, fields)))
+
+
+def _parse_field(text: str) -> Field:
+    name, offset, size = text.split(":")
+    return Field(name, int(offset), int(size), {})
+
+
 @dataclass(frozen=True)
 class _Type:
     name: str

@@ -4,9 +4,8 @@ import errno
 import logging
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from itertools import product
 from typing import NamedTuple
 
@@ -14,7 +13,9 @@ from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program
+from sockledger.kernel.move import Mover
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
+from sockledger.kernel.objects import open_object
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ HOT_PATH = "sl_receive"
 
 # Typical cgroups use two protocols over two families.
 TOTALS_PER_CGROUP = 4
+# By protocol and family.
+RETIRED_TOTALS = 8
 
 # The kernel's tick, which CLOCK_MONOTONIC_COARSE moves by.
 CLOCK_MONOTONIC_COARSE = 6
@@ -106,15 +109,7 @@ class Sums:
 
     def make_overflow(self) -> None:
         """Make the entry that takes what finds no room."""
-        self.make((0,) * len(self._key.fields))
-
-    def make(self, key: tuple[int, ...]) -> bool:
-        """Make an entry of zeros, unless there is one; return whether there was room."""
-        return self._table.make(self._key.struct.pack(*key), bytes(self._table.value_size))
-
-    def delete(self, key: tuple[int, ...]) -> None:
-        """Delete an entry."""
-        self._table.delete(self._key.struct.pack(*key))
+        self._table.make(bytes(self._table.key_size))
 
     def clear(self) -> None:
         """Delete all."""
@@ -126,22 +121,41 @@ class Sums:
             yield from zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True)
 
 
-def object_image() -> bytes:
-    """Return the compiled BPF object that is part of the package; UserError if it was not built."""
-    try:
-        return (files("sockledger.kernel") / "sockledger.bpf.o").read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: the BPF object is missing: build the package (make build)"
-        ) from None
+class KeptSums:
+    """A map of sums that outlive their cgroups: they go to other keys, and none is lost on the way."""
 
+    def __init__(self, table: Map) -> None:
+        """Load a program that moves them; UserError if the kernel refuses it."""
+        self._table = table
+        self._key = table.key
+        self._mover = Mover(table, table, {word: word for word in range(table.value_size // 8)})
 
-def open_object(image: bytes | None = None) -> Object:
-    """Open *image*, the package's own by default; UserError if it is damaged."""
-    try:
-        return Object(object_image() if image is None else image, "sockledger")
-    except OSError as error:
-        raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
+    def make(self, key: tuple[int, ...]) -> bool:
+        """Make an entry, unless there is one; return whether there was room."""
+        return self._table.make(self._key.struct.pack(*key))
+
+    def make_retired(self, protocols: Iterable[int], families: Iterable[int]) -> None:
+        """Make the entries that `retired` returns."""
+        for protocol, family in product(protocols, families):
+            members = {"protocol": protocol, "family": family}
+            self.make(self.retired(tuple(members.get(field.name, 0) for field in self._key.fields)))
+
+    def retired(self, key: tuple[int, ...]) -> tuple[int, ...]:
+        """Return where an entry's sums are kept when nobody needs to know whose they were."""
+        fields = zip(self._key.fields[1:], key[1:], strict=True)
+        return (RETIRED, *(value if field.name in ("protocol", "family") else 0 for field, value in fields))
+
+    def move(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        """Move an entry's sums to those of another, inside the kernel."""
+        self._mover.move(self._key.struct.pack(*source), self._key.struct.pack(*target))
+
+    def delete(self, key: tuple[int, ...]) -> None:
+        """Delete an entry."""
+        self._table.delete(self._key.struct.pack(*key))
+
+    def close(self) -> None:
+        """Free the program."""
+        self._mover.close()
 
 
 def set_parts(opened: Object, root_id: int, parts: Parts) -> None:
@@ -170,7 +184,7 @@ class DataPath:
         UserError if the kernel refuses to load it.
         """
         self._root = root
-        self._object = open_object(image)
+        self._object = open_object(image=image)
         self._parts = parts
         self.programs = self._object.programs
         # without the object's variables
@@ -192,11 +206,11 @@ class DataPath:
         self.maps["cgroups"].max_entries = cgroups
         self.maps["label_sets"].max_entries = label_sets
         rows = cgroups + label_sets
-        self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP
+        self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP + RETIRED_TOTALS
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name, part in SUMS.items():
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
-            self.maps[name].max_entries = entries + 1 if getattr(parts, part) else 1
+            self.maps[name].max_entries = entries + 2 if getattr(parts, part) else 1
         try:
             self._object.load()
         except LoadError as error:
@@ -209,16 +223,18 @@ class DataPath:
         for name, each in self.sums.items():
             if name != QUEUES:
                 each.make_overflow()
-        self.kept = {name: KeptSums(self.maps[name]) for name in ("totals", *self.sums) if name != QUEUES}
-        # where cgroups' ends are not seen, they would stay for ever
-        self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
-        self.label_sets = KeptLabelSets(self.maps["label_sets"])
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
                 for enum in ("protocol", "family", "role", "failure")
             )
         )
+        self.kept = {name: KeptSums(self.maps[name]) for name in ("totals", *self.sums) if name != QUEUES}
+        for kept in self.kept.values():
+            kept.make_retired(self.labels.protocol, self.labels.family)
+        # where cgroups' ends are not seen, they would stay for ever
+        self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
+        self.label_sets = KeptLabelSets(self.maps["label_sets"])
 
     def attach(self) -> None:
         """Attach all programs. UserError if the cgroup refuses; then nothing stays attached.
@@ -286,6 +302,8 @@ class DataPath:
     def close(self) -> None:
         """Detach everything and free the maps."""
         self._detach()
+        for kept in self.kept.values():
+            kept.close()
         self._object.close()
 
     # ---- meters
@@ -366,8 +384,7 @@ class DataPath:
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
-        each = [self.maps["lost"].value.unpack(v) for v in self.maps["lost"].lookup_percpu(bytes(4)) or ()]
-        return {reason: sum(values[reason] for values in each) for reason in each[0]}
+        return self.maps["lost"].value.unpack(self.maps["lost"].lookup_index(0))
 
 
 def ticks_per_second() -> int:

@@ -11,7 +11,7 @@ from sockledger.errors import UserError
 from sockledger.kernel import libbpf
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
-from sockledger.kernel.datapath import Parts, attach_cgroup, open_object, set_parts
+from sockledger.kernel.datapath import Parts, attach_cgroup, set_parts
 from sockledger.kernel.features import (
     BTF,
     CAP_SYS_ADMIN,
@@ -24,6 +24,7 @@ from sockledger.kernel.features import (
 )
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
 from sockledger.kernel.lock import Lock
+from sockledger.kernel.objects import open_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,20 @@ class _ProgInfo(ctypes.Structure):
     )
 
 
+class _MapInfo(ctypes.Structure):
+    """struct bpf_map_info, up to the last member that is read."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
+
+
 class _CgroupLinkInfo(ctypes.Structure):
     """struct bpf_link_info with its member cgroup; the kernel zeroes cgroup_id when it detaches."""
 
@@ -112,6 +126,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
+    "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
     "bpf_map__set_autocreate": (c_int, (c_void_p, ctypes.c_bool)),
     "bpf_map__set_initial_value": (c_int, (c_void_p, c_char_p, c_size_t)),
     "bpf_map_lookup_elem": (c_int, (c_int, c_char_p, c_void_p)),
@@ -269,9 +284,14 @@ class Program:
             )
         )
 
-    def run(self) -> int:
+    def run(self, context: bytes = b"") -> int:
         """Run a program of type syscall once, to its end; return what it returns."""
-        options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
+        given = ctypes.create_string_buffer(context, len(context))  # the kernel writes it back
+        options = _TestRunOpts(
+            sz=ctypes.sizeof(_TestRunOpts),
+            ctx_in=ctypes.addressof(given) if context else None,
+            ctx_size_in=len(context),
+        )
         _checked(_library().bpf_prog_test_run_opts(self.fd, byref(options)), f"running {self.name}")
         return int(options.retval)
 
@@ -281,51 +301,18 @@ class Program:
         return ProgramStats(info.run_time_ns / 1e9, info.run_cnt, info.recursion_misses)
 
 
-class Map:
-    """A map of an object. Keys and values are bytes; *key* and *value* are their layouts, if structs."""
+class Table:
+    """What is in a map. Keys and values are bytes."""
 
-    def __init__(self, pointer: int, btf: Btf) -> None:
-        self._pointer = pointer
-        library = _library()
-        self.name = str(library.bpf_map__name(pointer).decode())
-        self.key_size = int(library.bpf_map__key_size(pointer))
-        self.value_size = int(library.bpf_map__value_size(pointer))
-        self._btf = btf
+    def __init__(self, name: str, key_size: int, value_size: int) -> None:
+        self.name = name
+        self.key_size = key_size
+        self.value_size = value_size
 
     @property
     def fd(self) -> int:
-        """The file descriptor, from load on."""
-        return _checked(_library().bpf_map__fd(self._pointer), "bpf_map__fd")
-
-    @property
-    def key(self) -> Layout:
-        """The key's layout; ValueError if it is no struct."""
-        return self._btf.layout(_library().bpf_map__btf_key_type_id(self._pointer))
-
-    @property
-    def value(self) -> Layout:
-        """The value's layout; ValueError if it is no struct."""
-        return self._btf.layout(_library().bpf_map__btf_value_type_id(self._pointer))
-
-    @property
-    def max_entries(self) -> int:
-        """How many entries fit; 0 where there is no such limit."""
-        return int(_library().bpf_map__max_entries(self._pointer))
-
-    @max_entries.setter
-    def max_entries(self, entries: int) -> None:
-        _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
-
-    def leave_out(self) -> None:
-        """Let the object's load not make this map; no program that is loaded may use it."""
-        _checked(_library().bpf_map__set_autocreate(self._pointer, False), "bpf_map__set_autocreate")  # noqa: FBT003
-
-    def set_initial_value(self, value: bytes) -> None:
-        """Set a global variable's value, before the object's load."""
-        _checked(
-            _library().bpf_map__set_initial_value(self._pointer, value, len(value)),
-            f"bpf_map__set_initial_value of {self.name}",
-        )
+        """The file descriptor."""
+        raise NotImplementedError
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return a key's value, None if there is none."""
@@ -354,8 +341,10 @@ class Map:
         _checked(result, f"bpf_map_lookup_elem on {self.name}")
         return value.raw
 
-    def make(self, key: bytes, value: bytes) -> bool:
-        """Make an entry for a key that has none; return whether there was room for it."""
+    def make(self, key: bytes, value: bytes | None = None) -> bool:
+        """Make an entry, of zeros by default, for a key that has none; return whether there was room for it."""
+        if value is None:
+            value = bytes(self.value_size)
         result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)
         if result not in (-errno.EEXIST, -errno.E2BIG):
             _checked(result, f"bpf_map_update_elem on {self.name}")
@@ -379,9 +368,9 @@ class Map:
                 self.delete(keys[at : at + self.key_size])
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries of a hash map, *size* or less at a time: keys, and values in the same order.
+        """Yield all entries, *size* or less at a time: keys, and values in the same order.
 
-        An entry that is there all the while is in exactly one batch.
+        Of a hash map or an array. An entry that is there all the while is in exactly one batch.
         """
         options = _BatchOpts(sz=ctypes.sizeof(_BatchOpts))
         cursor = ctypes.create_string_buffer(
@@ -404,6 +393,73 @@ class Map:
             yield keys.raw[: count.value * self.key_size], values.raw[: count.value * self.value_size]
             if result == -errno.ENOENT:
                 return
+
+
+class OpenMap(Table):
+    """A map by its descriptor, whoever made it; the descriptor stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        info = _info(fd, _MapInfo())
+        super().__init__(info.name.decode(), info.key_size, info.value_size)
+        self._fd = fd
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor."""
+        return self._fd
+
+
+class Map(Table):
+    """A map of an object; *key* and *value* are the layouts of its keys and values, if structs."""
+
+    def __init__(self, pointer: int, btf: Btf) -> None:
+        library = _library()
+        super().__init__(
+            library.bpf_map__name(pointer).decode(),
+            library.bpf_map__key_size(pointer),
+            library.bpf_map__value_size(pointer),
+        )
+        self._pointer = pointer
+        self._btf = btf
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor, from load on."""
+        return _checked(_library().bpf_map__fd(self._pointer), "bpf_map__fd")
+
+    @property
+    def key(self) -> Layout:
+        """The key's layout; ValueError if it is no struct."""
+        return self._btf.layout(_library().bpf_map__btf_key_type_id(self._pointer))
+
+    @property
+    def value(self) -> Layout:
+        """The value's layout; ValueError if it is no struct."""
+        return self._btf.layout(_library().bpf_map__btf_value_type_id(self._pointer))
+
+    @property
+    def max_entries(self) -> int:
+        """How many entries fit; 0 where there is no such limit."""
+        return int(_library().bpf_map__max_entries(self._pointer))
+
+    @max_entries.setter
+    def max_entries(self, entries: int) -> None:
+        _checked(_library().bpf_map__set_max_entries(self._pointer, entries), "bpf_map__set_max_entries")
+
+    def reuse(self, fd: int) -> None:
+        """Take a map that is there already in the place of this one, whatever its sizes, before the load."""
+        _checked(_library().bpf_map__reuse_fd(self._pointer, fd), f"bpf_map__reuse_fd of {self.name}")
+
+    def leave_out(self) -> None:
+        """Let the object's load not make this map; no program that is loaded may use it."""
+        _checked(_library().bpf_map__set_autocreate(self._pointer, False), "bpf_map__set_autocreate")  # noqa: FBT003
+
+    def set_initial_value(self, value: bytes) -> None:
+        """Set a global variable's value, before the object's load."""
+        _checked(
+            _library().bpf_map__set_initial_value(self._pointer, value, len(value)),
+            f"bpf_map__set_initial_value of {self.name}",
+        )
 
 
 class Object:

@@ -1,0 +1,24 @@
+"""The compiled BPF objects that are part of the package."""
+
+from importlib.resources import files
+
+from sockledger.errors import UserError
+from sockledger.kernel.libbpf import Object
+
+
+def object_image(name: str = "sockledger") -> bytes:
+    """Return an object as it was compiled; UserError if it was not."""
+    try:
+        return (files("sockledger.kernel") / f"{name}.bpf.o").read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: the BPF object is missing: build the package (make build)"
+        ) from None
+
+
+def open_object(name: str = "sockledger", *, image: bytes | None = None) -> Object:
+    """Open an object of the package, or *image* in its place; UserError if it is damaged."""
+    try:
+        return Object(object_image(name) if image is None else image, name)
+    except OSError as error:
+        raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
