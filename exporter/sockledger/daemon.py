@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -116,6 +115,7 @@ class Daemon:
                     cgroups=self._config.limits.cgroups,
                     sockets=self._config.limits.sockets,
                     connections=self._config.limits.connections,
+                    label_sets=self._config.limits.label_sets,
                     parts=self._parts(),
                 )
                 undo.callback(datapath.close)
@@ -180,7 +180,8 @@ class Daemon:
 
     async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
-        ledger = Ledger(datapath, root, Meters(self._config.attach.meters, root, datapath))
+        meters = Meters(self._config.attach.meters, root, datapath)
+        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone)
         births = Births()
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
@@ -194,7 +195,13 @@ class Daemon:
             page = text.render(families, seen=seen, openmetrics=request.openmetrics)
             if self._options.exporter_metrics:
                 page = text.add_registry(page, process, openmetrics=request.openmetrics)
-            return server.Scrape(page, partial(births.note_seen, request.scraper, births.newest))
+            newest, began = births.newest, ledger.books.began
+
+            def sent() -> None:
+                births.note_seen(request.scraper, newest)
+                ledger.scrapers.note_page(request.scraper, began)
+
+            return server.Scrape(page, sent)
 
         web = server.Server(
             self._sockets,

@@ -192,10 +192,10 @@ class TcpCollector:
         totals = {workload: record for (workload, _), record in books.sums["tcp_totals"].items()}
         families = {row.metric.name: Family(row.metric) for row in self._rows}
         rows = [(row, families[row.metric.name].samples) for row in self._rows]
+        self._series = {workload: self._series.get(workload) or [None] * len(rows) for workload in totals}
+        self._parts = {part: series for part, series in self._parts.items() if part[1] in totals}
         for workload, record in totals.items():
-            series = self._series.get(workload)
-            if series is None:
-                series = self._series[workload] = [None] * len(rows)
+            series = self._series[workload]
             for number, (row, samples) in enumerate(rows):
                 one = series[number]
                 if one is None:

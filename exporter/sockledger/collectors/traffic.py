@@ -47,7 +47,9 @@ class TrafficCollector:
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
-        rows = [(self._of(account), traffic) for account, traffic in self._ledger.books.accounts.items()]
+        accounts = self._ledger.books.accounts
+        self._series = {account: self._series.get(account) or self._new(account) for account in accounts}
+        rows = [(self._series[account], traffic) for account, traffic in accounts.items()]
         for index, metric in enumerate(TRAFFIC):
             yield Family(metric, [(series, traffic[index]) for series, traffic in rows])
         found = self._ledger.reconciliation
@@ -55,13 +57,10 @@ class TrafficCollector:
             values = (difference.receive_bytes, difference.transmit_bytes)
             yield Family(metric, list(zip(self._directions, values, strict=True)))
 
-    def _of(self, account: Account) -> Series:
-        series = self._series.get(account)
-        if series is None:
-            labels = [
-                *account.workload._asdict().items(),
-                ("protocol", account.protocol),
-                ("family", account.family),
-            ]
-            series = self._series[account] = self._births.series(labels)
-        return series
+    def _new(self, account: Account) -> Series:
+        labels = [
+            *account.workload._asdict().items(),
+            ("protocol", account.protocol),
+            ("family", account.family),
+        ]
+        return self._births.series(labels)

@@ -28,10 +28,12 @@ class UdpCollector:
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
-        family = Family(RECEIVE_DROPS)
-        for (workload, _), record in self._ledger.books.sums["udp_totals"].items():
-            series = self._series.get(workload)
-            if series is None:
-                series = self._series[workload] = self._births.series(list(workload._asdict().items()))
-            family.samples.append((series, record[self._drops]))
-        yield family
+        drops = {
+            workload: record[self._drops]
+            for (workload, _), record in self._ledger.books.sums["udp_totals"].items()
+        }
+        self._series = {
+            workload: self._series.get(workload) or self._births.series(list(workload._asdict().items()))
+            for workload in drops
+        }
+        yield Family(RECEIVE_DROPS, [(self._series[workload], number) for workload, number in drops.items()])

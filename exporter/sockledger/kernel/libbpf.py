@@ -342,7 +342,7 @@ class Table:
         return value.raw
 
     def make(self, key: bytes, value: bytes | None = None) -> bool:
-        """Make an entry, of zeros by default, for a key that has none; return whether there was room for it."""
+        """Make an entry, of zeros by default, for a key that has none; return whether there was room."""
         if value is None:
             value = bytes(self.value_size)
         result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)

@@ -2,14 +2,17 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, TotalsKey, Traffic
+from sockledger.kernel.datapath import LABEL_SET, DataPath, TotalsKey, Traffic
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.noted import boottime
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
+from sockledger.ledger.retirement import Retirement
+from sockledger.ledger.scrapers import Scrapers
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,7 @@ WARNINGS = {
     "connections_busy": "there was no entry for a TCP socket: not all are followed",
     "udp_sockets_full": "too many UDP sockets drop datagrams: not all of their drops are counted",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
+    "name_full": "there was no room for a cgroup's name: it may count as unknown, raise limits.cgroups",
 }
 
 
@@ -51,21 +55,36 @@ class Books:
     totals_entries: int
     sockets: int
     connections: int  # TCP sockets that are followed, listening ones too
+    cgroups: int  # that are noted
+    label_sets: int  # that are kept
     seconds: float  # how long the flush took
+    began: int  # CLOCK_BOOTTIME in nanoseconds
 
 
 class Ledger:
     """All of the counting of one daemon. Not for more than one thread."""
 
-    def __init__(self, datapath: DataPath, root: CgroupRoot, meters: Meters) -> None:
+    def __init__(
+        self,
+        datapath: DataPath,
+        root: CgroupRoot,
+        meters: Meters,
+        *,
+        gone: float = 600.0,
+        clock: Callable[[], int] = boottime,
+    ) -> None:
+        """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds."""
         self.datapath = datapath
+        self.scrapers = Scrapers(clock)
+        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, clock)
+        self._clock = clock
         self.reconciliation = Reconciliation()
         self._root = root
         self._meters = meters
-        self._names = Names(root)
+        self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books({}, {}, {}, {}, {}, 0, 0, 0, 0.0)
+        self.books = Books({}, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0.0, 0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -74,7 +93,7 @@ class Ledger:
 
     def flush(self) -> None:
         """Drain all sockets, read all totals, and reconcile them with the root's own count."""
-        start = time.monotonic()
+        start, began = time.monotonic(), self._clock()
         self._meters.follow()
         before = self.datapath.control(self._root.id)
         sockets = self.datapath.flush_sockets()
@@ -104,8 +123,11 @@ class Ledger:
         self._detached = detached
         self._flushed = time.monotonic()
         sums = {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
+        noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
-        workloads = {**self._names.resolve(ids - {OVERFLOW_ID}), OVERFLOW_ID: OVERFLOW}
+        named = self._names.resolve({each for each in ids if 0 < each < LABEL_SET}, noted)
+        label_sets = self._retirement.shown(named)
+        workloads = {**named, **label_sets, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
             accounts=self._accounts(totals, overflow, workloads),
             sums={name: _by_workload(rows, workloads) for name, rows in sums.items()},
@@ -115,8 +137,13 @@ class Ledger:
             totals_entries=len(totals),
             sockets=sockets,
             connections=connections,
+            cgroups=len(noted),
+            label_sets=self._retirement.label_sets,
             seconds=self._flushed - start,
+            began=began,
         )
+        kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
+        self._retirement.advance(began, kept, noted, named, label_sets)
 
     def _accounts(
         self,

@@ -7,16 +7,16 @@ A cgroup is shown on until all scrapers have seen its end. Then, flush by flush:
 3. a later flush finds its rows empty and deletes them,
 4. and then the cgroup.
 
-A label set is shown as long as it has a cgroup, as the sum of all rows. If it has none for a day, it ends the
-same way: its sums are moved to where they only count in the sum of everything, then its rows are deleted, then
-itself. So it may be earlier, the oldest first, where there is no room for another.
+A label set is shown as long as it has a cgroup, as the sum of all rows. If it has none for a day, it ends
+the same way: its sums are moved to where they only count in the sum of everything, then its rows are deleted,
+then itself. So it may be earlier, the oldest first, where there is no room for another.
 
-All that is known is in the kernel's maps, and a daemon that begins between any two steps goes on with the next.
+All that is known is in the kernel's maps: a daemon that begins between any two steps goes on with the next.
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from sockledger.kernel.datapath import LABEL_SET, RETIRED, DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
@@ -26,8 +26,8 @@ from sockledger.workloads.names import Workload
 DAY = 24 * 3600 * 10**9
 
 Key = tuple[int, ...]
-# By map, by key, of which the first member is a cgroup's id, or a label set's.
-Tables = Mapping[str, Mapping[Key, tuple[int, ...]]]
+# By map: keys, of which the first member is a cgroup's id or a label set's, with their sums.
+Tables = Mapping[str, Iterable[tuple[Key, tuple[int, ...]]]]
 Rows = list[tuple[str, Key]]
 
 
@@ -53,6 +53,11 @@ class Retirement:
         self._clock = clock
         self._start = clock()  # who scraped before is not known
         self._label_sets: dict[int, KeptLabelSet] = {}
+
+    @property
+    def label_sets(self) -> int:
+        """How many there were when the last flush looked."""
+        return len(self._label_sets)
 
     def shown(self, named: Mapping[int, Workload]) -> dict[int, Workload]:
         """Read the label sets, and return those that have a cgroup, by id."""
@@ -152,7 +157,7 @@ class Retirement:
         """Move a cgroup's sums to its label set's; return whether there was room for them."""
         kept = self._datapath.kept
         moves = [(kept[table], key, (label_set, *key[1:])) for table, key in rows]
-        if not all([sums.make(target) for sums, _, target in moves]):
+        if not all(sums.make(target) for sums, _, target in moves):
             return False
         if label_set not in self._label_sets:
             new = KeptLabelSet(self._clock(), workload)
@@ -192,7 +197,7 @@ def _rows(
     filled: defaultdict[int, Rows] = defaultdict(list)
     empty: defaultdict[int, Rows] = defaultdict(list)
     for table, rows in tables.items():
-        for key, sums in rows.items():
+        for key, sums in rows:
             number = key[0]
             if number in cgroups or (number > RETIRED and number not in shown):
                 (filled if any(sums) else empty)[number].append((table, key))

@@ -44,6 +44,4 @@ class Scrapers:
         Two, for in the first one a series that is new is at 0.
         """
         recent = self._clock() - RECENT
-        return all(
-            pages.before_last > moment for pages in tuple(self._pages.values()) if pages.sent > recent
-        )
+        return all(pages.before_last > moment for pages in tuple(self._pages.values()) if pages.sent > recent)

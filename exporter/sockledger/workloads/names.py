@@ -2,12 +2,11 @@
 
 import logging
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.noted import NotedCgroup
+from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +56,23 @@ class Names:
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
     ) -> Mapping[int, Workload]:
-        """Return the workloads of *cgroup_ids* and of all that is *noted*, and forget all others.
+        """Return the workloads of *cgroup_ids* and of all that are *noted*, and forget all others.
 
         What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
         from being named is left out: under a stopgap name a counter would fall.
         """
         known = {
-            cgroup_id: self._known.get(cgroup_id) or _workload(each.path) for cgroup_id, each in noted.items()
+            cgroup_id: self._known.get(cgroup_id) or _workload(each.path)
+            for cgroup_id, each in noted.items()
+            if each.gone != ENDED
         }
         others = [cgroup_id for cgroup_id in cgroup_ids if cgroup_id not in noted]
         known |= {cgroup_id: self._known[cgroup_id] for cgroup_id in others if cgroup_id in self._known}
         self._known = known
         to_note = set(others) - {HIERARCHY, self._root.id} if len(noted) < self._notes.room else set()
         try:
-            for cgroup_id, path in self._paths([each for each in others if each in to_note or each not in known]):
+            asked = [each for each in others if each in to_note or each not in known]
+            for cgroup_id, path in self._paths(asked):
                 known.setdefault(cgroup_id, _workload(path or ""))
                 if cgroup_id in to_note:
                     self._note(cgroup_id, alive=path is not None)
@@ -85,7 +87,7 @@ class Names:
         if alive:
             self._notes.note(cgroup_id, path)
         else:
-            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            now = boottime()
             # a path that is too long is known to this daemon alone
             self._notes.note(cgroup_id, path, now) or self._notes.note(cgroup_id, "", now)
 

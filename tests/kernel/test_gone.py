@@ -1,0 +1,498 @@
+"""Cgroups that are gone: each has had its name, and what it has counted stays with it."""
+
+import gc
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.kernel.ledger import NOTHING, all_totals, attached, control, repeating, stop_counting
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
+from tests.kernel.traffic import scaled
+from tests.patience import eventually
+
+from sockledger.collectors.registry import COLLECTORS, Registry
+from sockledger.exposition.family import Series
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import RETIRED, DataPath
+from sockledger.kernel.libbpf import Program, Table
+from sockledger.kernel.meters import Meters
+from sockledger.kernel.noted import boottime
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+
+HEADERS = 20 + 8
+GONE = 600.0
+SECOND = 10**9
+LONG_ENOUGH = int(GONE + 1) * SECOND
+DAY = 86400 * SECOND
+
+
+class Clock:
+    """CLOCK_BOOTTIME, and what the test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+
+    def __call__(self) -> int:
+        return boottime() + self.ahead
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def ledger_of(path: DataPath, root: CgroupRoot, clock: Clock) -> Ledger:
+    return Ledger(path, root, Meters((), root, path), gone=GONE, clock=clock)
+
+
+@contextmanager
+def new_socket(netns: Netns, cgroup: Cgroup) -> Iterator[socket.socket]:
+    """A UDP socket of the cgroup, bound, that nothing else sends to."""
+    with netns.entered(), cgroup.joined(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind(("127.0.0.1", 0))
+        made.settimeout(20)
+        yield made
+
+
+def exchange(made: socket.socket, number: int, size: int = 100) -> int:
+    """Send datagrams from a socket to itself; return the bytes sent, and received."""
+    for _ in range(number):
+        made.sendto(bytes(size), made.getsockname())
+        assert len(made.recv(65536)) == size
+    return number * (size + HEADERS)
+
+
+def send(netns: Netns, cgroup: Cgroup, number: int = 10, size: int = 100) -> int:
+    with new_socket(netns, cgroup) as made:
+        return exchange(made, number, size)
+
+
+def sent(ledger: Ledger) -> dict[str, int]:
+    """Return the bytes sent of each cgroup that is shown, by name."""
+    found: Counter[str] = Counter()
+    for account, traffic in ledger.books.accounts.items():
+        assert traffic.transmit_bytes == traffic.receive_bytes
+        found[account.workload.cgroup] += traffic.transmit_bytes
+    return dict(found)
+
+
+def released(path: DataPath, number: int) -> None:
+    """Wait until the kernel has released so many of the cgroups that are noted."""
+    eventually(lambda: sum(each.gone > 0 for each in path.cgroups.all().values()) == number, "released")
+
+
+def fold(ledger: Ledger, clock: Clock) -> None:
+    """Let enough time go by, and all that is gone be folded and forgotten."""
+    clock.ahead += LONG_ENOUGH
+    for _ in range(3):
+        ledger.flush()
+
+
+def assert_balanced(path: DataPath, root: CgroupRoot) -> None:
+    """All that is in the maps is all that has passed the root, to the byte."""
+    stop_counting(path)
+    path.flush_sockets()
+    path.grace_period()
+    assert all_totals(path) == control(path, root) != NOTHING
+
+
+def entries(path: DataPath) -> dict[str, int]:
+    """Return how many entries there are in each map that grows with cgroups."""
+    names = ("cgroups", "label_sets", *path.kept)
+    return {
+        name: sum(len(keys) for keys, _ in path.maps[name].batches()) // path.maps[name].key_size
+        for name in names
+    }
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("period", [0.05, None], ids=["flushed meanwhile", "nobody looks"])
+def test_a_thousand_short_lives(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, period: float | None
+) -> None:
+    """Each lives for about 100 ms and sends a number of bytes of its own."""
+    count, at_once = scaled(1000), 50
+    truth = {}
+    with attached(below, cgroups=2 * count) as path:
+        ledger = Ledger(path, below, Meters((), below, path))
+        with repeating(ledger.flush, period):
+            for first in range(0, count, at_once):
+                with ExitStack() as stack:
+                    for number in range(first, min(first + at_once, count)):
+                        cgroup = stack.enter_context(new_cgroup(parent.path, f"job-{number}"))
+                        truth[f"/job-{number}"] = send(netns, cgroup, 1 + number % 3, 100 + number)
+                    time.sleep(0.1)
+        released(path, count)
+        ledger.flush()
+        assert sent(ledger) == truth
+        assert path.lost_updates()["name_full"] == 0
+        assert_balanced(path, below)
+
+
+def test_below_another_root(parent: Cgroup, netns: Netns) -> None:
+    """Names begin at the cgroup in which we count; those beside it are not noted."""
+    with ExitStack() as stack:
+        root_cgroup = stack.enter_context(new_cgroup(parent.path, "root"))
+        root = CgroupRoot(root_cgroup.path)
+        stack.callback(os.close, root.fd)
+        older = stack.enter_context(new_cgroup(root_cgroup.path, "older"))
+        path = stack.enter_context(attached(root))
+        a = stack.enter_context(new_cgroup(root_cgroup.path, "a"))
+        b = stack.enter_context(new_cgroup(a.path, os.fsdecode(b"b \xff")))
+        stack.enter_context(new_cgroup(parent.path, "beside"))
+        assert {number: each.path for number, each in path.cgroups.all().items()} == {
+            older.id: "/older",
+            a.id: "/a",
+            b.id: os.fsdecode(b"/a/b \xff"),
+        }
+
+
+def test_other_hierarchies_are_not_noted(root: CgroupRoot, parent: Cgroup, tmp_path: Path) -> None:
+    """Cgroup v1's ids coincide with v2's: its cgroups come and go until one has."""
+    with ExitStack() as stack:
+        path = stack.enter_context(attached(root))
+        # ids go up by the number of a cgroup's files, which are not as many in both hierarchies
+        ours = {
+            cgroup.id: f"/{parent.path.name}/{cgroup.path.name}"
+            for cgroup in (stack.enter_context(new_cgroup(parent.path, f"{n}")) for n in range(100))
+        }
+        other = tmp_path / "v1"
+        other.mkdir()
+        run("mount", "-t", "cgroup", "-o", "none,name=sockledger-test", "none", str(other))
+        stack.callback(run, "umount", str(other))
+        met = set()
+        number = 0
+        while number < max(ours):
+            with new_cgroup(other, "other") as cgroup:
+                number = cgroup.id
+            met |= {number} & ours.keys()
+        assert met
+        noted = path.cgroups.all()
+        assert {number: noted[number].path for number in ours} == ours
+        assert not any(noted[number].gone for number in ours)
+        assert not any("other" in each.path for each in noted.values())
+
+
+LONGEST = 422
+
+
+@pytest.mark.parametrize("length", [LONGEST, LONGEST + 1])
+def test_a_long_path_is_never_cut(parent: Cgroup, netns: Netns, length: int, clock: Clock) -> None:
+    prefix = f"/{parent.path.name}/"
+    first, second = "a" * 200, "b" * (length - len(prefix) - 201)
+    with ExitStack() as stack:
+        stack.enter_context(new_cgroup(parent.path, "beside"))
+        root = CgroupRoot(parent.path)
+        stack.callback(os.close, root.fd)
+        path = stack.enter_context(attached(root))
+        ledger = ledger_of(path, root, clock)
+        outer = stack.enter_context(new_cgroup(parent.path, first))
+        with new_cgroup(outer.path, second) as cgroup:
+            truth = {f"/{first}/{second}": send(netns, cgroup)}
+            ledger.flush()
+            assert sent(ledger) == truth
+        assert path.lost_updates()["name_full"] == (length > LONGEST)
+        eventually(lambda: not (outer.path / second).exists())
+        for _ in range(3):
+            ledger.flush()
+        assert sent(ledger) == truth
+        eventually(lambda: any(each.gone for each in path.cgroups.all().values()))
+        fold(ledger, clock)
+        assert sent(ledger) == {}
+        assert_balanced(path, root)
+
+
+def test_no_room_for_names(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """Those beyond are named if a flush sees them; all are counted, and there is room again later."""
+    with ExitStack() as stack:
+        path = stack.enter_context(attached(below, cgroups=3))
+        ledger = ledger_of(path, below, clock)
+        with ExitStack() as lives:
+            cgroups = [lives.enter_context(new_cgroup(parent.path, f"{n}")) for n in range(6)]
+            truth = {f"/{n}": send(netns, cgroup, 1 + n) for n, cgroup in enumerate(cgroups)}
+            assert path.lost_updates()["name_full"] == 3
+            with new_cgroup(parent.path, "short") as cgroup:
+                truth["unknown"] = send(netns, cgroup, 50)
+            eventually(lambda: below.path_of(cgroups[5].id) is not None)
+            ledger.flush()
+            assert sent(ledger) == truth
+        released(path, 3)
+        ledger.flush()
+        assert sent(ledger) == truth
+        for _ in range(3):
+            fold(ledger, clock)
+        assert sent(ledger) == {}
+        assert path.cgroups.all() == {}
+        assert path.lost_updates()["name_full"] == 4
+        assert {key.cgroup_id for key, _ in path.totals()} == {RETIRED, *path.label_sets.all()}
+        assert_balanced(path, below)
+
+
+# ---- ends
+
+
+def test_an_end_waits_for_the_last_socket(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """A socket may outlive its cgroup's folder, and is counted as long as it lives."""
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as held:
+            number = a.id
+            truth = exchange(held, 3)
+            os.dup2(held.fileno(), spare := os.dup(held.fileno()))
+        with closing(socket.socket(fileno=spare)) as held:
+            for _ in range(2):
+                fold(ledger, clock)
+                assert sent(ledger) == {"/a": truth}
+                truth += exchange(held, 7)
+            assert path.cgroups.all()[number] == (0, "/a")
+        released(path, 1)
+        ledger.flush()
+        assert sent(ledger) == {"/a": truth}
+        fold(ledger, clock)
+        assert sent(ledger) == {}
+        assert_balanced(path, below)
+
+
+def test_shown_until_its_time_has_come(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a") as a:
+            truth = {"/a": send(netns, a)}
+        released(path, 1)
+        clock.ahead += int(GONE - 60) * SECOND
+        for _ in range(3):
+            ledger.flush()
+            assert sent(ledger) == truth
+            assert path.label_sets.all() == {}
+        # a scraper that has not seen it yet, in a page at least where it was not new
+        for pages in range(3):
+            clock.ahead += 61 * SECOND
+            ledger.scrapers.note_page("one", 0 if pages == 0 else ledger.books.began)
+            ledger.flush()
+            assert sent(ledger) == truth
+            assert bool(path.label_sets.all()) == (pages == 2)
+        for _ in range(2):
+            ledger.flush()
+        assert sent(ledger) == {}
+
+
+def test_one_that_counted_nothing(parent: Cgroup, below: CgroupRoot, clock: Clock) -> None:
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a"):
+            ledger.flush()
+            assert len(path.cgroups.all()) == 1
+        released(path, 1)
+        ledger.flush()
+        assert path.cgroups.all() == {}
+
+
+def test_folded_under_the_traffic_of_another_with_the_same_path(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """A unit that is started again, and again: one series, which never falls."""
+    truth, seen = 0, [0]
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        for _ in range(10):
+            with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as made:
+                bytes_sent = [exchange(made, 20)]
+
+                def send_one(made: socket.socket = made, bytes_sent: list[int] = bytes_sent) -> None:
+                    bytes_sent.append(made.sendto(bytes(100), made.getsockname()) + HEADERS)
+
+                with repeating(send_one, 0.0005):
+                    for _ in range(3):
+                        clock.ahead += LONG_ENOUGH
+                        ledger.flush()
+                        seen.append(sent_so_far(ledger))
+                truth += sum(bytes_sent)
+            eventually(lambda: any(each.gone for each in path.cgroups.all().values()))
+        ledger.flush()
+        assert seen == sorted(seen)
+        assert sent(ledger) == {"/a": truth}
+        assert entries(path)["cgroups"] <= 2
+        assert_balanced(path, below)
+
+
+def sent_so_far(ledger: Ledger) -> int:
+    (traffic,) = ledger.books.accounts.values()
+    return traffic.transmit_bytes
+
+
+def test_comes_back_within_a_day(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        truth = 0
+        for _ in range(3):
+            with new_cgroup(parent.path, "a") as a:
+                ledger.flush()
+                assert sent(ledger) == ({"/a": truth} if truth else {}), "as it was, before any traffic"
+                truth += send(netns, a)
+                ledger.flush()
+                assert sent(ledger) == {"/a": truth}
+            released(path, 1)
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+            clock.ahead += DAY - 2 * LONG_ENOUGH
+            ledger.flush()
+        assert entries(path)["label_sets"] == 1
+        clock.ahead += 3 * LONG_ENOUGH
+        for _ in range(2):
+            ledger.flush()
+        assert entries(path)["label_sets"] == 0
+        with new_cgroup(parent.path, "a") as a:
+            again = send(netns, a)
+            ledger.flush()
+            assert sent(ledger) == {"/a": again}
+        assert_balanced(path, below)
+
+
+def test_no_room_for_label_sets(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """The oldest end, and their sums stay in the sum of all."""
+    with attached(below, label_sets=2) as path:
+        ledger = ledger_of(path, below, clock)
+        for name in "abcde":
+            with new_cgroup(parent.path, name) as cgroup:
+                truth = {f"/{name}": send(netns, cgroup)}
+                ledger.flush()
+                assert sent(ledger) == truth
+            released(path, 1)
+            fold(ledger, clock)
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+        kept = {each.labels[-1] for each in path.label_sets.all().values()}
+        assert kept == {"/d", "/e"}
+        with ExitStack() as lives:
+            for name in "de":
+                lives.enter_context(new_cgroup(parent.path, name))
+            ledger.flush()
+            before = sent(ledger)
+            assert before.keys() == {"/d", "/e"}
+            # with both label sets in use there is none for a third: it is never shown again
+            with new_cgroup(parent.path, "f") as cgroup:
+                send(netns, cgroup)
+                ledger.flush()
+                assert sent(ledger).keys() == {"/d", "/e", "/f"}
+            released(path, 1)
+            fold(ledger, clock)
+            assert sent(ledger) == before
+            assert entries(path)["cgroups"] == 2
+        assert_balanced(path, below)
+
+
+def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below, cgroups=1024, label_sets=2000) as path:
+        ledger = ledger_of(path, below, clock)
+        registry = Registry(COLLECTORS, ledger, Births())
+
+        def series() -> int:
+            registry.collect()
+            gc.collect()
+            return sum(isinstance(each, Series) for each in gc.get_objects())
+
+        def round_of(count: int, first: int) -> None:
+            with ExitStack() as stack:
+                for number in range(first, first + count):
+                    cgroup = stack.enter_context(new_cgroup(parent.path, f"job-{number}"))
+                    send(netns, cgroup, 1)
+                ledger.flush()
+                registry.collect()
+            released(path, count)
+            for _ in range(2):  # first the oldest label sets end
+                fold(ledger, clock)
+            assert entries(path)["cgroups"] == 0
+
+        ledger.flush()
+        start = entries(path)
+        round_of(10, 0)
+        clock.ahead += DAY
+        for _ in range(3):
+            ledger.flush()
+        assert entries(path) == start
+        before = series()
+        for first in range(0, scaled(5000), 500):
+            round_of(min(500, scaled(5000)), first)
+        assert entries(path)["label_sets"] <= 2000
+        clock.ahead += DAY
+        for _ in range(3):
+            ledger.flush()
+        assert entries(path) == start
+        assert series() == before
+        assert_balanced(path, below)
+
+
+# ---- killed
+
+
+class Killed(BaseException):
+    """Like kill -9: nothing but the kernel's maps is left."""
+
+
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Iterator[list[str]]:
+    """Let user space end at its *call*-th call that may change a map; yields the calls that were made."""
+    made: list[str] = []
+    with monkeypatch.context() as patched:
+        for kind, name in ((Table, "make"), (Table, "update"), (Table, "delete"), (Program, "run")):
+            patched.setattr(kind, name, _counted(getattr(kind, name), made, call))
+        yield made
+
+
+def _counted(function: Callable[..., object], made: list[str], call: int) -> Callable[..., object]:
+    def counted(*arguments: object) -> object:
+        if len(made) == call:
+            raise Killed
+        made.append(function.__name__)
+        return function(*arguments)
+
+    return counted
+
+
+def test_killed_between_any_two_steps(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next daemon goes on, and what is shown never falls while it is shown."""
+    with attached(below) as path:
+        calls = 0
+        shown = 0
+        finished = False
+        while not finished:
+            with new_cgroup(parent.path, "a") as a:
+                shown += send(netns, a)
+            released(path, 1)
+            ledger_of(path, below, clock).flush()
+            for repeats in range(2):
+                try:
+                    with killed_at(monkeypatch, calls):
+                        ledger = ledger_of(path, below, clock)
+                        clock.ahead += LONG_ENOUGH
+                        for _ in range(3):
+                            ledger.flush()
+                            assert sent(ledger) in ({"/a": shown}, {})
+                        finished = repeats == 0
+                except Killed:
+                    pass
+            ledger = ledger_of(path, below, clock)
+            clock.ahead += LONG_ENOUGH
+            for _ in range(4):
+                ledger.flush()
+                assert sent(ledger) in ({"/a": shown}, {})
+            assert sent(ledger) == {}
+            assert entries(path)["cgroups"] == 0
+            calls += 1
+        with new_cgroup(parent.path, "a"):
+            ledger.flush()
+            assert sent(ledger) == {"/a": shown}
+        assert calls > 20
+        assert_balanced(path, below)
