@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from sockledger import __version__, config, log
+from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
 from sockledger.config import ConfigError, RunOptions
@@ -25,6 +26,7 @@ from sockledger.kernel.datapath import HOT_PATH, DataPath, Parts
 from sockledger.kernel.features import lists_links, require
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
@@ -73,6 +75,7 @@ class Daemon:
             1, "ledger", initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, SIGNALS)
         )
         self._ready = False
+        self._flushes = True  # the last one, if there was any, succeeded
 
     async def run(self) -> int:
         """Start, serve, stop."""
@@ -87,6 +90,7 @@ class Daemon:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     async def _run(self) -> int:
+        pinging = asyncio.create_task(self._ping_watchdog())
         require()
         root = cgroups.find_root(self._options.cgroupfs)
         where = str(self._options.bpffs / "sockledger")
@@ -98,6 +102,7 @@ class Daemon:
         try:
             successor = await self._serve(datapath, root)
         finally:
+            pinging.cancel()
             self._executor.shutdown(cancel_futures=True)
             datapath.close()
         if successor and not await self._stop_came():
@@ -151,6 +156,7 @@ class Daemon:
                 logger.warning(
                     "another sockledger is attached on this machine: waiting until it stops", extra=where
                 )
+                systemd.notify("STATUS=waiting until another sockledger stops")
                 waiting = True
                 self._stop_listening()
             try:
@@ -158,6 +164,7 @@ class Daemon:
             except TimeoutError:
                 continue
             if number != signal.SIGHUP:
+                _say_stopping(number)
                 return False
             self._reload()
         return True
@@ -180,9 +187,9 @@ class Daemon:
 
     async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
+        births = Births(ShownMap(datapath.maps["shown"]))
         meters = Meters(self._config.attach.meters, root, datapath)
-        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone)
-        births = Births()
+        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, forget=births.forget)
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
         process = CollectorRegistry()
@@ -190,6 +197,7 @@ class Daemon:
 
         def scrape(request: server.ScrapeRequest) -> server.Scrape:
             ledger.refresh()
+            births.let_go(ledger.books.workloads)
             families = [*registry.collect(), *exporter.collect()]
             seen = births.seen_by(request.scraper)
             page = text.render(families, seen=seen, openmetrics=request.openmetrics)
@@ -233,18 +241,37 @@ class Daemon:
         while True:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._executor, ledger.flush)
-                self._ready = True
+                self._flushes = True
+                if not self._ready:
+                    self._ready = True
+                    systemd.notify("READY=1", "STATUS=counting")
             except Exception:
                 logger.exception("flush failed")
+                self._flushes = False
             await asyncio.sleep(self._config.flush.interval)
+
+    async def _ping_watchdog(self) -> None:
+        """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.
+
+        Flushes may be rarer than its pings: it waits for the thread, which one that hangs keeps busy.
+        """
+        seconds = systemd.watchdog_seconds()
+        while seconds is not None:
+            await asyncio.get_running_loop().run_in_executor(self._executor, lambda: None)
+            if self._flushes:
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(seconds / 2)
 
     async def _until_signal(self) -> bool:
         while True:
             number = await self._signals.get()
             if number != signal.SIGHUP:
-                logger.info("stopping", extra={"signal": number.name})
+                _say_stopping(number)
                 return False
+            systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             if not self._reload():
+                if self._ready:
+                    systemd.notify("READY=1")
                 continue
             logger.warning("executing anew with the new configuration: without pins all counters start at 0")
             return True
@@ -256,9 +283,14 @@ class Daemon:
         while not self._signals.empty():
             number = self._signals.get_nowait()
             if number != signal.SIGHUP:
-                logger.info("stopping", extra={"signal": number.name})
+                _say_stopping(number)
                 return True
         return False
+
+
+def _say_stopping(number: signal.Signals) -> None:
+    logger.info("stopping", extra={"signal": number.name})
+    systemd.notify("STOPPING=1")
 
 
 def _take_inherited() -> tuple[int | None, list[socket]]:

@@ -22,10 +22,12 @@ from sockledger.kernel.datapath import RETIRED, DataPath
 from sockledger.kernel.libbpf import Program, Table
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
+from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
-HEADERS = 20 + 8
+HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
+HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 GONE = 600.0
 SECOND = 10**9
 LONG_ENOUGH = int(GONE + 1) * SECOND
@@ -52,10 +54,12 @@ def ledger_of(path: DataPath, root: CgroupRoot, clock: Clock) -> Ledger:
 
 
 @contextmanager
-def new_socket(netns: Netns, cgroup: Cgroup) -> Iterator[socket.socket]:
+def new_socket(
+    netns: Netns, cgroup: Cgroup, family: socket.AddressFamily = socket.AF_INET
+) -> Iterator[socket.socket]:
     """A UDP socket of the cgroup, bound, that nothing else sends to."""
-    with netns.entered(), cgroup.joined(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
-        made.bind(("127.0.0.1", 0))
+    with netns.entered(), cgroup.joined(), socket.socket(family, socket.SOCK_DGRAM) as made:
+        made.bind((HOSTS[family], 0))
         made.settimeout(20)
         yield made
 
@@ -65,11 +69,17 @@ def exchange(made: socket.socket, number: int, size: int = 100) -> int:
     for _ in range(number):
         made.sendto(bytes(size), made.getsockname())
         assert len(made.recv(65536)) == size
-    return number * (size + HEADERS)
+    return number * (size + HEADERS[made.family])
 
 
-def send(netns: Netns, cgroup: Cgroup, number: int = 10, size: int = 100) -> int:
-    with new_socket(netns, cgroup) as made:
+def send(
+    netns: Netns,
+    cgroup: Cgroup,
+    number: int = 10,
+    size: int = 100,
+    family: socket.AddressFamily = socket.AF_INET,
+) -> int:
+    with new_socket(netns, cgroup, family) as made:
         return exchange(made, number, size)
 
 
@@ -104,7 +114,7 @@ def assert_balanced(path: DataPath, root: CgroupRoot) -> None:
 
 def entries(path: DataPath) -> dict[str, int]:
     """Return how many entries there are in each map that grows with cgroups."""
-    names = ("cgroups", "label_sets", *path.kept)
+    names = ("cgroups", "label_sets", "shown", *path.kept)
     return {
         name: sum(len(keys) for keys, _ in path.maps[name].batches()) // path.maps[name].key_size
         for name in names
@@ -309,7 +319,7 @@ def test_folded_under_the_traffic_of_another_with_the_same_path(
                 bytes_sent = [exchange(made, 20)]
 
                 def send_one(made: socket.socket = made, bytes_sent: list[int] = bytes_sent) -> None:
-                    bytes_sent.append(made.sendto(bytes(100), made.getsockname()) + HEADERS)
+                    bytes_sent.append(made.sendto(bytes(100), made.getsockname()) + HEADERS[made.family])
 
                 with repeating(send_one, 0.0005):
                     for _ in range(3):
@@ -393,11 +403,18 @@ def test_no_room_for_label_sets(parent: Cgroup, below: CgroupRoot, netns: Netns,
 
 def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
     with attached(below, cgroups=1024, label_sets=2000) as path:
-        ledger = ledger_of(path, below, clock)
-        registry = Registry(COLLECTORS, ledger, Births())
+        births = Births(ShownMap(path.maps["shown"]))
+        meters = Meters((), below, path)
+        ledger = Ledger(path, below, meters, gone=GONE, forget=births.forget, clock=clock)
+        registry = Registry(COLLECTORS, ledger, births)
+
+        def collect() -> None:
+            births.let_go(ledger.books.workloads)
+            registry.collect()
+            births.note_seen("one", births.newest)
 
         def series() -> int:
-            registry.collect()
+            collect()
             gc.collect()
             return sum(isinstance(each, Series) for each in gc.get_objects())
 
@@ -407,13 +424,14 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
                     cgroup = stack.enter_context(new_cgroup(parent.path, f"job-{number}"))
                     send(netns, cgroup, 1)
                 ledger.flush()
-                registry.collect()
+                collect()
             released(path, count)
             for _ in range(2):  # first the oldest label sets end
                 fold(ledger, clock)
             assert entries(path)["cgroups"] == 0
 
         ledger.flush()
+        collect()  # what is of no workload
         start = entries(path)
         round_of(10, 0)
         clock.ahead += DAY
@@ -433,6 +451,10 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
 
 
 # ---- killed
+
+
+# The kernel's programs, and grace periods.
+EACH_FLUSH = {"run": 3, "update": 2}
 
 
 class Killed(BaseException):
@@ -463,36 +485,35 @@ def test_killed_between_any_two_steps(
     parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next daemon goes on, and what is shown never falls while it is shown."""
-    with attached(below) as path:
-        calls = 0
-        shown = 0
-        finished = False
-        while not finished:
-            with new_cgroup(parent.path, "a") as a:
-                shown += send(netns, a)
-            released(path, 1)
-            ledger_of(path, below, clock).flush()
-            for repeats in range(2):
-                try:
-                    with killed_at(monkeypatch, calls):
-                        ledger = ledger_of(path, below, clock)
-                        clock.ahead += LONG_ENOUGH
-                        for _ in range(3):
-                            ledger.flush()
-                            assert sent(ledger) in ({"/a": shown}, {})
-                        finished = repeats == 0
-                except Killed:
-                    pass
-            ledger = ledger_of(path, below, clock)
-            clock.ahead += LONG_ENOUGH
-            for _ in range(4):
+
+    def live(ledger: Ledger, shown: int) -> None:
+        """From the end of the cgroup to that of its label set."""
+        for ahead, flushes in ((LONG_ENOUGH, 3), (DAY, 2)):
+            clock.ahead += ahead
+            for _ in range(flushes):
                 ledger.flush()
                 assert sent(ledger) in ({"/a": shown}, {})
-            assert sent(ledger) == {}
-            assert entries(path)["cgroups"] == 0
-            calls += 1
-        with new_cgroup(parent.path, "a"):
-            ledger.flush()
-            assert sent(ledger) == {"/a": shown}
-        assert calls > 20
+
+    with attached(below) as path:
+        ledger_of(path, below, clock).flush()
+        before = entries(path)
+        calls: list[str] = []
+        number, finished = 0, False
+        while not finished:
+            with new_cgroup(parent.path, "a") as a:
+                shown = send(netns, a) + send(netns, a, family=socket.AF_INET6)
+            released(path, 1)
+            ledger_of(path, below, clock).flush()
+            try:
+                with killed_at(monkeypatch, number) as calls:
+                    live(ledger_of(path, below, clock), shown)
+                finished = True
+            except Killed:
+                pass
+            live(ledger_of(path, below, clock), shown)
+            assert entries(path) == before
+            number += 1
+        # two rows: made, moved and deleted twice; beside all that each flush does
+        steps = Counter(calls) - Counter({name: 5 * count for name, count in EACH_FLUSH.items()})
+        assert steps == {"make": 3, "run": 4, "delete": 2 + 1 + 2 + 1, "update": 1}
         assert_balanced(path, below)

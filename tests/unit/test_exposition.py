@@ -117,10 +117,10 @@ ROWS = st.lists(
 def test_summaries_are_those_of_prometheus_client(
     rows: list[tuple[str, str, list[int], float]], openmetrics: bool
 ) -> None:
-    births, ours = Births(), Family(RTT)
+    births, ours = Births({}), Family(RTT)
     theirs = SummaryMetricFamily(RTT.name, RTT.help, labels=["role", "family"])
     for role, family, [count, *_], total in rows:
-        series = births.summary([("role", role), ("family", family)])
+        series = births.summary(RTT.name, [("role", role), ("family", family)])
         ours.samples += zip(series, (count, total), strict=True)
         theirs.add_metric([role, family], count, total)
     page = render([ours], seen=None, openmetrics=openmetrics)
@@ -132,11 +132,11 @@ def test_summaries_are_those_of_prometheus_client(
 def test_histograms_are_those_of_prometheus_client(
     rows: list[tuple[str, str, list[int], float]], bounds: list[float], openmetrics: bool
 ) -> None:
-    births, ours = Births(), Family(LIFETIME)
+    births, ours = Births({}), Family(LIFETIME)
     theirs = HistogramMetricFamily(LIFETIME.name, LIFETIME.help, labels=["role", "family"])
     for role, family, six, total in rows:
         counts = six[: len(bounds) + 1]
-        series = births.histogram([("role", role), ("family", family)], bounds)
+        series = births.histogram(LIFETIME.name, [("role", role), ("family", family)], bounds)
         ours.samples += zip(series, histogram_values(counts, total), strict=True)
         buckets = [floatToGoString(bound) for bound in (*bounds, math.inf)]  # type: ignore[no-untyped-call]
         theirs.add_metric([role, family], list(zip(buckets, accumulate(counts), strict=True)), total)
@@ -194,11 +194,13 @@ def test_a_parser_reads_back_what_was_rendered(
 
 @pytest.mark.parametrize("openmetrics", [False, True])
 def test_a_parser_reads_back_a_summary_and_a_histogram(openmetrics: bool) -> None:
-    births = Births()
+    births = Births({})
     labels = [("role", "active")]
-    summary = Family(RTT, list(zip(births.summary(labels), (3, 0.5), strict=True)))
+    summary = Family(RTT, list(zip(births.summary(RTT.name, labels), (3, 0.5), strict=True)))
     values = histogram_values([2, 0, 1], 61.5)
-    histogram = Family(LIFETIME, list(zip(births.histogram(labels, [0.1, 60]), values, strict=True)))
+    histogram = Family(
+        LIFETIME, list(zip(births.histogram(LIFETIME.name, labels, [0.1, 60]), values, strict=True))
+    )
     page = render([summary, histogram], seen=None, openmetrics=openmetrics).decode()
     parsed = parse_openmetrics(page) if openmetrics else parse_text(page)  # type: ignore[no-untyped-call]
     first, second = parsed
@@ -238,10 +240,10 @@ def test_a_series_is_young_until_its_number_has_been_seen() -> None:
 
 
 def test_all_parts_of_a_young_histogram_are_zero() -> None:
-    births = Births()
+    births = Births({})
     family = Family(LIFETIME)
     for role in ("old", "young"):
-        series = births.histogram([("role", role)], [60])
+        series = births.histogram(LIFETIME.name, [("role", role)], [60])
         family.samples += zip(series, histogram_values([1, 2], 99.5), strict=True)
     lines = render([family], seen=1, openmetrics=False).decode().splitlines()
     values = [line.split()[-1] for line in lines[2:]]

@@ -36,7 +36,7 @@ def collectors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def collect(*enabled: str) -> list[Family]:
-    return Registry(enabled, cast("Ledger", None), Births()).collect()
+    return Registry(enabled, cast("Ledger", None), Births({})).collect()
 
 
 def values(families: list[Family], metric: Metric) -> dict[str, float]:

@@ -36,8 +36,9 @@ class AttachPointsCollector:
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
         points = self._ledger.books.attach_points
-        self._series = {
-            path: self._series.get(path) or self._births.series([("attach_point", path)]) for path in points
-        }
+        for path in self._series.keys() - points.keys():
+            self._births.end(METRICS[0].name, self._series.pop(path).labels)
+        for path in points.keys() - self._series.keys():
+            self._series[path] = self._births.series(METRICS[0].name, [("attach_point", path)])
         for index, metric in enumerate(METRICS):
             yield Family(metric, [(self._series[path], traffic[index]) for path, traffic in points.items()])

@@ -53,12 +53,16 @@ class ListenersCollector:
             (workload, port): record[self._drops]
             for (workload, (port,)), record in sums["listen_totals"].items()
         }
-        self._series = {
-            port: self._series.get(port) or self._new_series(*port) for port in queues.keys() | drops.keys()
-        }
+        ports = queues.keys() | drops.keys()
+        for port in self._series.keys() - ports:
+            series = self._series.pop(port)
+            if port[0] in self._ledger.books.workloads:  # or what it dropped is only not shown now
+                self._births.end(DROPS.name, series.labels)
+        for port in ports - self._series.keys():
+            self._series[port] = self._new_series(*port)
         for metric, at in ((QUEUE_LENGTH, self._length), (QUEUE_LIMIT, self._limit)):
             yield Family(metric, [(self._series[port], record[at]) for port, record in queues.items()])
         yield Family(DROPS, [(series, drops.get(port, 0)) for port, series in self._series.items()])
 
     def _new_series(self, workload: Workload, port: int) -> Series:
-        return self._births.series([*workload._asdict().items(), ("port", str(port))])
+        return self._births.series(DROPS.name, [*workload._asdict().items(), ("port", str(port))], workload)

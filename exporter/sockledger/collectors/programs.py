@@ -69,7 +69,7 @@ class ProgramsCollector:
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         datapath = ledger.datapath
-        self._programs = {name: births.series([("program", name)]) for name in datapath.links}
+        self._programs = {name: births.series(None, [("program", name)]) for name in datapath.links}
         self._maps = {name: Series([("map", name)]) for name in datapath.maps}
 
     def collect(self) -> Iterable[Family]:

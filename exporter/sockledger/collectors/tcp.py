@@ -160,11 +160,10 @@ METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One series of every workload."""
+    """One series of every workload, which one or more metrics share."""
 
-    metric: Metric
     label: tuple[tuple[str, str], ...]  # its own
-    value: Callable[[Record], int | float]
+    values: tuple[tuple[Metric, Callable[[Record], int | float]], ...]
     shown_by: tuple[int, ...] = ()  # positions, of which one is not 0 when it begins; none: it begins at once
 
 
@@ -176,39 +175,50 @@ class TcpCollector:
         self._births = births
         totals = ledger.datapath.sums["tcp_totals"]
         self._rows = list(_rows(totals, ledger.datapath.labels))
-        self._series: dict[Workload, list[Series | None]] = {}
+        self._series: dict[Workload, list[Series | None]] = births.by_workload()
         self._distributions = [
             totals.at(f"measured[{measure}].count", f"measured[{measure}].sum")
             for measure in range(len(MEASURES))
         ]
-        self._parts: dict[tuple[int, Workload], tuple[Series, ...]] = {}
+        self._parts: dict[Workload, dict[int, tuple[Series, ...]]] = births.by_workload()
         node = [("peer", "")]  # its class; empty until there are any
-        self._node = [births.histogram(node, BOUNDS) for _ in (NODE_RTT, NODE_CONNECT_DURATION)]
-        self._node_retransmitted = births.series(node)
+        self._node = [
+            births.histogram(metric.name, node, BOUNDS) for metric in (NODE_RTT, NODE_CONNECT_DURATION)
+        ]
+        self._node_retransmitted = births.series(NODE_RETRANSMITTED.name, node)
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
         books = self._ledger.books
         totals = {workload: record for (workload, _), record in books.sums["tcp_totals"].items()}
-        families = {row.metric.name: Family(row.metric) for row in self._rows}
-        rows = [(row, families[row.metric.name].samples) for row in self._rows]
-        self._series = {workload: self._series.get(workload) or [None] * len(rows) for workload in totals}
-        self._parts = {part: series for part, series in self._parts.items() if part[1] in totals}
+        families = {metric.name: Family(metric) for row in self._rows for metric, _ in row.values}
+        rows = [
+            (row, [(families[metric.name].samples, value) for metric, value in row.values])
+            for row in self._rows
+        ]
         for workload, record in totals.items():
-            series = self._series[workload]
-            for number, (row, samples) in enumerate(rows):
+            series = self._series.get(workload)
+            if series is None:
+                series = self._series[workload] = [None] * len(rows)
+            for number, (row, values) in enumerate(rows):
                 one = series[number]
                 if one is None:
                     if row.shown_by and not any(record[at] for at in row.shown_by):
                         continue
-                    one = series[number] = self._births.series([*workload._asdict().items(), *row.label])
-                samples.append((one, row.value(record)))
+                    one = series[number] = self._new_series(workload, row)
+                for samples, value in values:
+                    samples.append((one, value(record)))
         yield from families.values()
         yield from self._measures(totals)
         for number, metric in enumerate((NODE_RTT, NODE_CONNECT_DURATION)):
-            values = _histogram(books.node, f"histograms.measured[{number}]")
-            yield Family(metric, list(zip(self._node[number], values, strict=True)))
+            figures = _histogram(books.node, f"histograms.measured[{number}]")
+            yield Family(metric, list(zip(self._node[number], figures, strict=True)))
         yield Family(NODE_RETRANSMITTED, [(self._node_retransmitted, books.node["retransmitted_segments"])])
+
+    def _new_series(self, workload: Workload, row: _Row) -> Series:
+        first, _ = row.values[0]
+        labels = [*workload._asdict().items(), *row.label]
+        return self._births.series(None if first.type is MetricType.GAUGE else first.name, labels, workload)
 
     def _measures(self, totals: Mapping[Workload, Record]) -> Iterable[Family]:
         histograms = self._ledger.datapath.sums.get("tcp_histograms")
@@ -228,11 +238,15 @@ class TcpCollector:
             yield family
 
     def _parts_of(self, number: int, workload: Workload, bounds: Sequence[float]) -> tuple[Series, ...]:
-        parts = self._parts.get((number, workload))
+        of_workload = self._parts.setdefault(workload, {})
+        parts = of_workload.get(number)
         if parts is None:
-            labels = list(workload._asdict().items())
-            parts = self._births.histogram(labels, bounds) if bounds else self._births.summary(labels)
-            self._parts[number, workload] = parts
+            group, labels = MEASURES[number].name, list(workload._asdict().items())
+            if bounds:  # its sums begin apart from the summary's
+                parts = self._births.histogram(f"{group}_histogram", labels, bounds, workload)
+            else:
+                parts = self._births.summary(group, labels, workload)
+            of_workload[number] = parts
         return parts
 
 
@@ -247,22 +261,22 @@ def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:
         # where all connects fail there is a 0 to divide by
         failed = chain(*reasons.values()) if role == "active" else ()
         shown_by = (opened, *failed)
-        yield _Row(OPENED, label, itemgetter(opened), shown_by)
-        yield _Row(CLOSED, label, itemgetter(closed), shown_by)
-        yield _Row(CONNECTIONS, label, partial(_difference, opened, closed), shown_by)
+        open_now = partial(_difference, opened, closed)
+        values = (OPENED, itemgetter(opened)), (CLOSED, itemgetter(closed)), (CONNECTIONS, open_now)
+        yield _Row(label, values, shown_by)
     for number, state in STATES.items():
         (at,) = totals.at(f"sockets[{number}]")
-        yield _Row(SOCKETS, (("state", state),), partial(_at_least_0, at), (at,))
+        yield _Row((("state", state),), ((SOCKETS, partial(_at_least_0, at)),), (at,))
     for reason, (at,) in reasons.items():
-        yield _Row(CONNECT_FAILURES, (("reason", reason),), itemgetter(at), (at,))
-    for name, metric in COUNTERS.items():
-        yield _Row(metric, (), itemgetter(*totals.at(name)))
+        yield _Row((("reason", reason),), ((CONNECT_FAILURES, itemgetter(at)),), (at,))
     tick = 1 / ticks_per_second()
     # in the order of enum chrono
     sending, receive_window, send_buffer = totals.at("busy[0]", "busy[1]", "busy[2]")
-    yield _Row(BUSY, (), partial(_times, tick, (sending, receive_window, send_buffer)))
-    yield _Row(LIMITED, (("by", "receive_window"),), partial(_times, tick, (receive_window,)))
-    yield _Row(LIMITED, (("by", "send_buffer"),), partial(_times, tick, (send_buffer,)))
+    busy = partial(_times, tick, (sending, receive_window, send_buffer))
+    counters = ((metric, itemgetter(*totals.at(name))) for name, metric in COUNTERS.items())
+    yield _Row((), (*counters, (BUSY, busy)))
+    for limit, at in (("receive_window", receive_window), ("send_buffer", send_buffer)):
+        yield _Row((("by", limit),), ((LIMITED, partial(_times, tick, (at,))),))
 
 
 def _difference(plus: int, minus: int, record: Record) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Account, Ledger
+from sockledger.workloads.names import Workload
 
 _SPLIT = ("protocol", "family")
 _PER_WORKLOAD = "workloads x protocols and families in use, typically 2 to 4"
@@ -42,14 +43,14 @@ class TrafficCollector:
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
-        self._series: dict[Account, Series] = {}
-        self._directions = [births.series([("direction", name)]) for name in ("receive", "transmit")]
+        self._series: dict[Workload, dict[Account, Series]] = births.by_workload()
+        self._directions = [
+            births.series(UNATTRIBUTED.name, [("direction", name)]) for name in ("receive", "transmit")
+        ]
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
-        accounts = self._ledger.books.accounts
-        self._series = {account: self._series.get(account) or self._new(account) for account in accounts}
-        rows = [(self._series[account], traffic) for account, traffic in accounts.items()]
+        rows = [(self._of(account), traffic) for account, traffic in self._ledger.books.accounts.items()]
         for index, metric in enumerate(TRAFFIC):
             yield Family(metric, [(series, traffic[index]) for series, traffic in rows])
         found = self._ledger.reconciliation
@@ -57,10 +58,15 @@ class TrafficCollector:
             values = (difference.receive_bytes, difference.transmit_bytes)
             yield Family(metric, list(zip(self._directions, values, strict=True)))
 
-    def _new(self, account: Account) -> Series:
-        labels = [
-            *account.workload._asdict().items(),
-            ("protocol", account.protocol),
-            ("family", account.family),
-        ]
-        return self._births.series(labels)
+    def _of(self, account: Account) -> Series:
+        of_workload = self._series.setdefault(account.workload, {})
+        series = of_workload.get(account)
+        if series is None:
+            labels = [
+                *account.workload._asdict().items(),
+                ("protocol", account.protocol),
+                ("family", account.family),
+            ]
+            series = self._births.series(TRAFFIC[0].name, labels, account.workload)
+            of_workload[account] = series
+        return series

@@ -23,17 +23,17 @@ class UdpCollector:
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
-        self._series: dict[Workload, Series] = {}
+        self._series: dict[Workload, Series] = births.by_workload()
         (self._drops,) = ledger.datapath.sums["udp_totals"].at("receive_drops")
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
-        drops = {
-            workload: record[self._drops]
-            for (workload, _), record in self._ledger.books.sums["udp_totals"].items()
-        }
-        self._series = {
-            workload: self._series.get(workload) or self._births.series(list(workload._asdict().items()))
-            for workload in drops
-        }
-        yield Family(RECEIVE_DROPS, [(self._series[workload], number) for workload, number in drops.items()])
+        family = Family(RECEIVE_DROPS)
+        for (workload, _), record in self._ledger.books.sums["udp_totals"].items():
+            series = self._series.get(workload)
+            if series is None:
+                series = self._series[workload] = self._births.series(
+                    RECEIVE_DROPS.name, list(workload._asdict().items()), workload
+                )
+            family.samples.append((series, record[self._drops]))
+        yield family

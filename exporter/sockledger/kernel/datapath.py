@@ -219,6 +219,7 @@ class DataPath:
         _same_members(key.name, [field.name for field in key.fields], TotalsKey._fields)
         _same_members(value.name, [field.name for field in value.fields], Traffic._fields)
         self._key, self._value = key, value
+        self._reconciliation = self.maps["reconciliation"].value
         self.sums = {name: Sums(self.maps[name]) for name, part in SUMS.items() if getattr(parts, part)}
         for name, each in self.sums.items():
             if name != QUEUES:
@@ -381,6 +382,17 @@ class DataPath:
     def node_totals(self) -> dict[str, int]:
         """Return what is counted of the whole node's TCP, by the members of struct node_totals."""
         return self.maps["node_totals"].value.unpack(self.maps["node_totals"].lookup_index(0))
+
+    def reconciliation(self) -> tuple[Traffic, Traffic]:
+        """Return what was kept of the reconciliation: unattributed, overcounted."""
+        kept = self._reconciliation.struct.unpack(self.maps["reconciliation"].lookup_index(0))
+        return Traffic(*kept[: len(Traffic._fields)]), Traffic(*kept[len(Traffic._fields) :])
+
+    def keep_reconciliation(self, unattributed: Traffic, overcounted: Traffic) -> None:
+        """Keep it for this daemon's successors."""
+        self.maps["reconciliation"].update(
+            bytes(4), self._reconciliation.struct.pack(*unattributed, *overcounted)
+        )
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""

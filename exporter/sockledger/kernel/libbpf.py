@@ -135,6 +135,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int,
         (c_int, c_void_p, c_void_p, c_void_p, c_void_p, POINTER(c_uint32), POINTER(_BatchOpts)),
     ),
+    "bpf_map_update_batch": (c_int, (c_int, c_char_p, c_char_p, POINTER(c_uint32), POINTER(_BatchOpts))),
     "bpf_map_delete_elem": (c_int, (c_int, c_char_p)),
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
 }
@@ -357,8 +358,17 @@ class Table:
             f"bpf_map_update_elem on {self.name}",
         )
 
+    def update_many(self, keys: bytes, values: bytes) -> None:
+        """Set the values of keys that lie behind each other, up to the first that fails."""
+        options = _BatchOpts(sz=ctypes.sizeof(_BatchOpts))
+        count = c_uint32(len(keys) // self.key_size)
+        _checked(
+            _library().bpf_map_update_batch(self.fd, keys, values, byref(count), byref(options)),
+            f"bpf_map_update_batch on {self.name}",
+        )
+
     def delete(self, key: bytes) -> None:
-        """Delete an entry."""
+        """Delete a key's entry, which must be there."""
         _checked(_library().bpf_map_delete_elem(self.fd, key), f"bpf_map_delete_elem on {self.name}")
 
     def clear(self) -> None:

@@ -47,6 +47,7 @@ Record = tuple[int, ...]
 class Books:
     """What one flush found."""
 
+    workloads: frozenset[Workload]  # that are shown, if they have any sums
     accounts: dict[Account, Traffic]
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
     node: dict[str, int]  # by the members of struct node_totals
@@ -71,20 +72,25 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
+        forget: Callable[[frozenset[Workload]], None] | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
-        """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds."""
+        """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
+
+        *forget* is told which workloads are known when the sums of others have ended.
+        """
         self.datapath = datapath
         self.scrapers = Scrapers(clock)
         self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, clock)
+        self._forget = forget
         self._clock = clock
-        self.reconciliation = Reconciliation()
+        self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
         self._meters = meters
         self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books({}, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0.0, 0)
+        self.books = Books(frozenset(), {}, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0.0, 0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -105,7 +111,9 @@ class Ledger:
         after = self.datapath.control(self._root.id)
         everything = sum_up([*totals.values(), *overflow.values()])
         # without the cgroup that stands for the root nothing is left to compare with
-        if before and after and self.reconciliation.compare(before, everything, after):
+        found = self.reconciliation
+        if before and after and found.compare(before, everything, after):
+            self.datapath.keep_reconciliation(found.unattributed, found.overcounted)
             logger.error(
                 "the books do not balance",
                 extra={"before": before, "totals": everything, "after": after},
@@ -129,6 +137,7 @@ class Ledger:
         label_sets = self._retirement.shown(named)
         workloads = {**named, **label_sets, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
+            workloads=frozenset(workloads.values()),
             accounts=self._accounts(totals, overflow, workloads),
             sums={name: _by_workload(rows, workloads) for name, rows in sums.items()},
             node=self.datapath.node_totals(),
@@ -138,12 +147,13 @@ class Ledger:
             sockets=sockets,
             connections=connections,
             cgroups=len(noted),
-            label_sets=self._retirement.label_sets,
+            label_sets=len(self._retirement.workloads),
             seconds=self._flushed - start,
             began=began,
         )
         kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
-        self._retirement.advance(began, kept, noted, named, label_sets)
+        if self._retirement.advance(began, kept, noted, named, label_sets) and self._forget:
+            self._forget(self.books.workloads | self._retirement.workloads)
 
     def _accounts(
         self,

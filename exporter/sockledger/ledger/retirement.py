@@ -53,11 +53,12 @@ class Retirement:
         self._clock = clock
         self._start = clock()  # who scraped before is not known
         self._label_sets: dict[int, KeptLabelSet] = {}
+        self._over = True  # of what the last daemon ended it may not have told
 
     @property
-    def label_sets(self) -> int:
-        """How many there were when the last flush looked."""
-        return len(self._label_sets)
+    def workloads(self) -> frozenset[Workload]:
+        """All label sets that are kept."""
+        return frozenset(Workload(*each.labels) for each in self._label_sets.values())
 
     def shown(self, named: Mapping[int, Workload]) -> dict[int, Workload]:
         """Read the label sets, and return those that have a cgroup, by id."""
@@ -74,7 +75,7 @@ class Retirement:
         named: Mapping[int, Workload],
         shown: Collection[int],
     ) -> bool:
-        """Take steps, given what the flush that *began* then has found; return whether a label set has ended.
+        """Take steps, given what the flush that *began* then has found; return whether any sums have ended.
 
         The sums of a cgroup that had gone before are final. *named* are all cgroups that are shown, *shown*
         the label sets.
@@ -105,6 +106,7 @@ class Retirement:
             else:
                 self._delete(empty[number])
                 self._datapath.cgroups.forget(number)
+                self._over = True
         # rows may have been made for a label set that found no room
         lost = {each for each in (*filled, *empty) if each > RETIRED and each not in self._label_sets}
         for number in ending | lost:
@@ -112,9 +114,11 @@ class Retirement:
                 self._retire(filled[number])
             else:
                 self._delete(empty[number])
-                if number in self._label_sets:
+                if self._label_sets.pop(number, None):
                     self._datapath.label_sets.forget(number)
-        return any(number not in filled for number in ending)
+                    self._over = True
+        over, self._over = self._over, False
+        return over
 
     def _fold_all(
         self,
@@ -192,7 +196,7 @@ class Retirement:
 
 def _rows(
     tables: Tables, cgroups: Collection[int], shown: Collection[int]
-) -> tuple[Mapping[int, Rows], Mapping[int, Rows]]:
+) -> tuple[defaultdict[int, Rows], defaultdict[int, Rows]]:
     """Return the rows of *cgroups*, and of label sets that are not shown: the filled ones, and the empty."""
     filled: defaultdict[int, Rows] = defaultdict(list)
     empty: defaultdict[int, Rows] = defaultdict(list)
