@@ -8,12 +8,15 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-#define PATH_BYTES 424
+#define PATH_BYTES 416
 
-/* With what the map adds it takes 512 bytes. */
+/*
+ * With what the map adds it takes 512 bytes. Times are of CLOCK_BOOTTIME, in nanoseconds; 0: not yet. From
+ * its removal to its release a cgroup may take long: it lives on for its sockets, and for pages in memory.
+ */
 struct cgroup_name {
-	__u64 gone; /* when the kernel released it, which is after its last socket; CLOCK_BOOTTIME; 0: not yet
-		     */
+	__u64 removed;
+	__u64 released; /* nothing counts for it any more */
 	__u64 level; /* so many components that the path begins with are above the cgroup in which we count */
 	char path[PATH_BYTES]; /* empty: nobody knows it */
 };
@@ -33,8 +36,8 @@ struct label_set_key {
 };
 
 struct label_set {
-	__u64 seen;		     /* when its last cgroup was deleted from the map above; CLOCK_BOOTTIME */
-	char labels[PATH_BYTES + 8]; /* the five values, each ended by a NUL */
+	__u64 seen;		      /* when it last had a cgroup, or up to an hour before; CLOCK_BOOTTIME */
+	char labels[PATH_BYTES + 16]; /* the five values, with NULs between them */
 };
 
 struct {
@@ -56,11 +59,15 @@ static __noinline int level_of_root(const struct cgroup *cgroup)
 	return level_above(cgroup);
 }
 
-/* Not 0 if there was no room, or the path is too long: it is never cut. */
-static __noinline int note(const struct cgroup *cgroup, const char *path, __u32 level, __u64 gone)
+/*
+ * Not 0 if there was no room, or the path is too long: it is never cut. The stack has room for this and its
+ * caller.
+ */
+static __noinline int note(const struct cgroup *cgroup, const char *path, __u32 level, __u64 removed,
+			   __u64 released)
 {
 	struct cgroup_key key = {.id = id_of(cgroup)};
-	struct cgroup_name name = {.gone = gone, .level = level};
+	struct cgroup_name name = {.removed = removed, .released = released, .level = level};
 
 	if (bpf_probe_read_kernel_str(name.path, sizeof(name.path), path) >= (int)sizeof(name.path))
 		return 1;
@@ -73,7 +80,7 @@ int BPF_PROG(sl_cgroup_mkdir, const struct cgroup *cgroup, const char *path)
 	int level = level_of_root(cgroup);
 	struct lost_updates *l;
 
-	if (level >= 0 && note(cgroup, path, level, 0)) {
+	if (level >= 0 && note(cgroup, path, level, 0, 0)) {
 		l = lost_updates();
 		if (l)
 			__sync_fetch_and_add(&l->name_full, 1);
@@ -81,9 +88,8 @@ int BPF_PROG(sl_cgroup_mkdir, const struct cgroup *cgroup, const char *path)
 	return 0;
 }
 
-/* One that is not known was not there when user space looked around, or there was no room then. */
-SEC("?tp_btf/cgroup_release")
-int BPF_PROG(sl_cgroup_release, const struct cgroup *cgroup, const char *path)
+/* One that is not known yet was not there when user space looked around, or there was no room then. */
+static __always_inline void note_end(const struct cgroup *cgroup, const char *path, bool released)
 {
 	struct cgroup_key key = {.id = id_of(cgroup)};
 	__u64 now = bpf_ktime_get_boot_ns();
@@ -91,11 +97,28 @@ int BPF_PROG(sl_cgroup_release, const struct cgroup *cgroup, const char *path)
 	struct cgroup_name *name;
 
 	if (level < 0)
-		return 0;
+		return;
 	name = bpf_map_lookup_elem(&cgroups, &key);
-	if (name)
-		WRITE_ONCE(name->gone, now);
-	else
-		note(cgroup, path, level, now);
+	if (!name) {
+		note(cgroup, path, level, now, released ? now : 0);
+		return;
+	}
+	if (!name->removed)
+		WRITE_ONCE(name->removed, now);
+	if (released)
+		WRITE_ONCE(name->released, now);
+}
+
+SEC("?tp_btf/cgroup_rmdir")
+int BPF_PROG(sl_cgroup_rmdir, const struct cgroup *cgroup, const char *path)
+{
+	note_end(cgroup, path, false);
+	return 0;
+}
+
+SEC("?tp_btf/cgroup_release")
+int BPF_PROG(sl_cgroup_release, const struct cgroup *cgroup, const char *path)
+{
+	note_end(cgroup, path, true);
 	return 0;
 }

@@ -6,7 +6,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,7 +94,7 @@ def sent(ledger: Ledger) -> dict[str, int]:
 
 def released(path: DataPath, number: int) -> None:
     """Wait until the kernel has released so many of the cgroups that are noted."""
-    eventually(lambda: sum(each.gone > 0 for each in path.cgroups.all().values()) == number, "released")
+    eventually(lambda: sum(each.released > 0 for each in path.cgroups.all().values()) == number, "released")
 
 
 def fold(ledger: Ledger, clock: Clock) -> None:
@@ -187,11 +187,11 @@ def test_other_hierarchies_are_not_noted(root: CgroupRoot, parent: Cgroup, tmp_p
         assert met
         noted = path.cgroups.all()
         assert {number: noted[number].path for number in ours} == ours
-        assert not any(noted[number].gone for number in ours)
+        assert not any(noted[number].removed or noted[number].released for number in ours)
         assert not any("other" in each.path for each in noted.values())
 
 
-LONGEST = 422
+LONGEST = 414
 
 
 @pytest.mark.parametrize("length", [LONGEST, LONGEST + 1])
@@ -214,7 +214,7 @@ def test_a_long_path_is_never_cut(parent: Cgroup, netns: Netns, length: int, clo
         for _ in range(3):
             ledger.flush()
         assert sent(ledger) == truth
-        eventually(lambda: any(each.gone for each in path.cgroups.all().values()))
+        eventually(lambda: any(each.released for each in path.cgroups.all().values()))
         fold(ledger, clock)
         assert sent(ledger) == {}
         assert_balanced(path, root)
@@ -249,27 +249,36 @@ def test_no_room_for_names(parent: Cgroup, below: CgroupRoot, netns: Netns, cloc
 # ---- ends
 
 
-def test_an_end_waits_for_the_last_socket(
+def test_sockets_that_outlive_their_cgroup(
     parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
 ) -> None:
-    """A socket may outlive its cgroup's folder, and is counted as long as it lives."""
-    with attached(below) as path:
+    """They count for it as long as they live; it is hidden while they are silent."""
+    with attached(below) as path, ExitStack() as stack:
         ledger = ledger_of(path, below, clock)
-        with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as held:
+        with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as made:
             number = a.id
-            truth = exchange(held, 3)
-            os.dup2(held.fileno(), spare := os.dup(held.fileno()))
-        with closing(socket.socket(fileno=spare)) as held:
-            for _ in range(2):
-                fold(ledger, clock)
-                assert sent(ledger) == {"/a": truth}
-                truth += exchange(held, 7)
-            assert path.cgroups.all()[number] == (0, "/a")
+            truth = exchange(made, 3)
+            held = stack.enter_context(made.dup())
+        held.settimeout(20)
+        for _ in range(3):
+            ledger.flush()
+            assert sent(ledger) == {"/a": truth}
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+            removed, released_at, name = path.cgroups.all()[number]
+            assert (removed > 0, released_at, name) == (True, 0, "/a")
+            truth += exchange(held, 7)
+        # while it counts it is shown
+        for _ in range(5):
+            clock.ahead += LONG_ENOUGH
+            truth += exchange(held, 1)
+            ledger.flush()
+            assert sent(ledger) == {"/a": truth}
+        held.close()
         released(path, 1)
-        ledger.flush()
-        assert sent(ledger) == {"/a": truth}
         fold(ledger, clock)
         assert sent(ledger) == {}
+        assert entries(path)["cgroups"] == 0
         assert_balanced(path, below)
 
 
@@ -327,7 +336,7 @@ def test_folded_under_the_traffic_of_another_with_the_same_path(
                         ledger.flush()
                         seen.append(sent_so_far(ledger))
                 truth += sum(bytes_sent)
-            eventually(lambda: any(each.gone for each in path.cgroups.all().values()))
+            eventually(lambda: any(each.released for each in path.cgroups.all().values()))
         ledger.flush()
         assert seen == sorted(seen)
         assert sent(ledger) == {"/a": truth}
@@ -515,5 +524,5 @@ def test_killed_between_any_two_steps(
             number += 1
         # two rows: made, moved and deleted twice; beside all that each flush does
         steps = Counter(calls) - Counter({name: 5 * count for name, count in EACH_FLUSH.items()})
-        assert steps == {"make": 3, "run": 4, "delete": 2 + 1 + 2 + 1, "update": 1}
+        assert steps == {"make": 3, "run": 4, "delete": 2 + 1 + 2 + 1}
         assert_balanced(path, below)

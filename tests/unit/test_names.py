@@ -41,7 +41,7 @@ class Notes(dict[int, NotedCgroup]):
     def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
         if len(self) == self.room or len(path) > LONGEST:
             return False
-        self.setdefault(cgroup_id, NotedCgroup(gone, path))
+        self.setdefault(cgroup_id, NotedCgroup(gone, gone, path))
         return True
 
 
@@ -114,10 +114,10 @@ def test_a_passing_fault_is_not_remembered(monkeypatch: pytest.MonkeyPatch, may_
 def test_what_is_noted_is_not_looked_for() -> None:
     root = FakeRoot({2: "/other"})
     noted = {
-        2: NotedCgroup(0, "/a"),
-        3: NotedCgroup(7, "/b"),
-        4: NotedCgroup(ENDED, ""),
-        5: NotedCgroup(7, ""),
+        2: NotedCgroup(0, 0, "/a"),
+        3: NotedCgroup(7, 0, "/b"),
+        4: NotedCgroup(ENDED, 7, ""),
+        5: NotedCgroup(7, 0, ""),
     }
     assert Names(root, Notes(noted, room=9)).resolve({2}, noted) == {
         2: Workload(cgroup="/a"),
@@ -134,14 +134,14 @@ def test_what_is_looked_for_is_noted() -> None:
     root.id = 10
     Names(root, notes).resolve({1, 2, 3, 10}, {})
     assert notes.keys() == {2, 3}
-    assert notes[2] == (0, "/a")
+    assert notes[2] == (0, 0, "/a")
     assert notes[3].path == ""
-    assert notes[3].gone > 0
+    assert notes[3].released > 0
     assert Names(root, notes).resolve({2, 3}, notes) == {2: Workload(cgroup="/a"), 3: UNKNOWN}
 
 
 def test_noted_when_there_is_room() -> None:
-    notes = Notes({9: NotedCgroup(0, "/z")}, room=1)
+    notes = Notes({9: NotedCgroup(0, 0, "/z")}, room=1)
     root = FakeRoot({2: "/a", 3: "/" + "b" * LONGEST, 4: "/c"})
     names = Names(root, notes)
     assert names.resolve({2, 3, 4}, dict(notes)).keys() == {2, 3, 4, 9}
@@ -154,10 +154,10 @@ def test_noted_when_there_is_room() -> None:
     assert names.resolve({2, 3, 4}, {}) == {
         number: Workload(cgroup=path) for number, path in ((2, "/a"), (3, "/" + "b" * LONGEST), (4, "/c"))
     }
-    assert notes[2] == (0, "/a")
+    assert notes[2] == (0, 0, "/a")
     assert 3 not in notes, "too long, and there"
     assert notes[4].path == "/c"
-    assert notes[4].gone > 0
+    assert notes[4].released > 0
     del root.paths[3]
     assert names.resolve({3}, {})[3] == Workload(cgroup="/" + "b" * LONGEST)
     assert notes[3].path == ""

@@ -245,8 +245,8 @@ class DataPath:
         """
         try:
             if not forbids_reading():
-                self._attach("sl_cgroup_mkdir")
-                self._attach("sl_cgroup_release")
+                for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
+                    self._attach(name)
             self._note_older_cgroups()
             if self._parts.tcp:
                 self._attach("sl_tcp_states")

@@ -8,7 +8,7 @@ from sockledger.kernel.libbpf import Map
 
 LABELS = 5
 
-# For a cgroup's `gone`: its sums are not kept, and it is not shown any more.
+# For a cgroup's `removed`: its sums are not kept, and it is not shown any more.
 ENDED = (1 << 64) - 1
 
 
@@ -18,10 +18,11 @@ def boottime() -> int:
 
 
 class NotedCgroup(NamedTuple):
-    """A cgroup below the root. *path* is empty where nobody knows it."""
+    """A cgroup below the root. Times are of CLOCK_BOOTTIME, in nanoseconds; 0: not yet."""
 
-    gone: int  # CLOCK_BOOTTIME in nanoseconds when the kernel released it; 0: it lives
-    path: str
+    removed: int
+    released: int  # nothing counts for it any more
+    path: str  # empty where nobody knows it
 
 
 class KeptLabelSet(NamedTuple):
@@ -44,22 +45,23 @@ class NotedCgroups:
         """Return them by id."""
         found = {}
         for keys, values in self._table.batches():
-            for (cgroup_id,), (gone, level, path) in zip(
+            for (cgroup_id,), (removed, released, level, path) in zip(
                 self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
             ):
-                found[cgroup_id] = NotedCgroup(gone, _below(os.fsdecode(path[: path.index(0)]), level))
+                name = _below(os.fsdecode(path[: path.index(0)]), level)
+                found[cgroup_id] = NotedCgroup(removed, released, name)
         return found
 
     def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
-        """Note a cgroup that is not there; return whether there is room for it."""
+        """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
         encoded = os.fsencode(path)
         if not self.room or len(encoded) >= self._path_bytes:
             return False
-        return self._table.make(self._key.pack(cgroup_id), self._value.pack(gone, 0, encoded))
+        return self._table.make(self._key.pack(cgroup_id), self._value.pack(gone, gone, 0, encoded))
 
-    def end(self, cgroup_id: int) -> None:
+    def end(self, cgroup_id: int, each: NotedCgroup) -> None:
         """Note that a cgroup's sums are not kept."""
-        self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, 0, b""))
+        self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, each.released, 0, b""))
 
     def forget(self, cgroup_id: int) -> None:
         """Delete a cgroup."""

@@ -134,8 +134,11 @@ class Ledger:
         noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         named = self._names.resolve({each for each in ids if 0 < each < LABEL_SET}, noted)
-        label_sets = self._retirement.shown(named)
-        workloads = {**named, **label_sets, OVERFLOW_ID: OVERFLOW}
+        counting = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
+        for rows in sums.values():
+            counting |= {key[0] for key, record in rows.items() if any(record)}
+        visible = self._retirement.shown(named, noted, counting)
+        workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
             workloads=frozenset(workloads.values()),
             accounts=self._accounts(totals, overflow, workloads),
@@ -152,7 +155,7 @@ class Ledger:
             began=began,
         )
         kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
-        if self._retirement.advance(began, kept, noted, named, label_sets) and self._forget:
+        if self._retirement.advance(began, kept, noted, visible) and self._forget:
             self._forget(self.books.workloads | self._retirement.workloads)
 
     def _accounts(

@@ -1,34 +1,37 @@
 """What becomes of the sums of cgroups that are gone: they stay with what the cgroup was shown as.
 
-A cgroup is shown on until all scrapers have seen its end. Then, flush by flush:
+A cgroup that is removed is shown on until nothing has been counted for it for a while, and all scrapers have
+seen that. Then, flush by flush:
 
 1. its label set is written to a map, if it is not there;
-2. its sums are moved to the label set's rows, each inside the kernel;
-3. a later flush finds its rows empty and deletes them,
+2. its sums are moved to the label set's rows, each inside the kernel, and it is no longer shown;
+3. when the kernel has released it a flush finds its rows empty and deletes them,
 4. and then the cgroup.
 
-A label set is shown as long as it has a cgroup, as the sum of all rows. If it has none for a day, it ends
-the same way: its sums are moved to where they only count in the sum of everything, then its rows are deleted,
-then itself. So it may be earlier, the oldest first, where there is no room for another.
+A label set is shown as long as it has a cgroup that is shown, as the sum of all rows. If it has none for a
+day, it ends the same way: its sums are moved to where they only count in the sum of everything, then its rows
+are deleted, then itself. So it may be earlier, the oldest first, where there is no room for another.
 
-All that is known is in the kernel's maps: a daemon that begins between any two steps goes on with the next.
+All that matters is in the kernel's maps: a daemon that begins between any two steps goes on with the next.
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from sockledger.kernel.datapath import LABEL_SET, RETIRED, DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
 from sockledger.workloads.names import Workload
 
-# For so long a label set is kept that has no cgroup; nanoseconds.
-DAY = 24 * 3600 * 10**9
+HOUR = 3600 * 10**9  # in nanoseconds, as all times here
+
+# For so long a label set is kept that has no cgroup.
+DAY = 24 * HOUR
 
 Key = tuple[int, ...]
 # By map: keys, of which the first member is a cgroup's id or a label set's, with their sums.
 Tables = Mapping[str, Iterable[tuple[Key, tuple[int, ...]]]]
-Rows = list[tuple[str, Key]]
+Rows = list[tuple[str, Key, tuple[int, ...]]]
 
 
 def label_set_id(workload: Workload) -> int:
@@ -53,6 +56,8 @@ class Retirement:
         self._clock = clock
         self._start = clock()  # who scraped before is not known
         self._label_sets: dict[int, KeptLabelSet] = {}
+        # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
+        self._changes: dict[int, tuple[Rows, int]] = {}
         self._over = True  # of what the last daemon ended it may not have told
 
     @property
@@ -60,55 +65,60 @@ class Retirement:
         """All label sets that are kept."""
         return frozenset(Workload(*each.labels) for each in self._label_sets.values())
 
-    def shown(self, named: Mapping[int, Workload]) -> dict[int, Workload]:
-        """Read the label sets, and return those that have a cgroup, by id."""
+    def shown(
+        self, named: Mapping[int, Workload], noted: Mapping[int, NotedCgroup], counting: Collection[int]
+    ) -> dict[int, Workload]:
+        """Return the workloads of all that is shown, by id: of cgroups, and of label sets that have one.
+
+        *named* are all cgroups, *counting* are those that have any sums.
+        """
         self._label_sets = self._datapath.label_sets.all()
-        present = set(named.values())
+        shown = {
+            number: workload
+            for number, workload in named.items()
+            if number in counting or number not in noted or not noted[number].removed
+        }
+        present = set(shown.values())
         workloads = {number: Workload(*each.labels) for number, each in self._label_sets.items()}
-        return {number: workload for number, workload in workloads.items() if workload in present}
+        return shown | {number: each for number, each in workloads.items() if each in present}
 
     def advance(
         self,
         began: int,
         tables: Tables,
         noted: Mapping[int, NotedCgroup],
-        named: Mapping[int, Workload],
-        shown: Collection[int],
+        shown: Mapping[int, Workload],
     ) -> bool:
         """Take steps, given what the flush that *began* then has found; return whether any sums have ended.
 
-        The sums of a cgroup that had gone before are final. *named* are all cgroups that are shown, *shown*
-        the label sets.
+        What a cgroup has counted is final when it had been released before.
         """
         now = self._clock()
-        gone = {number: each.gone for number, each in noted.items() if 0 < each.gone < began}
-        ended = {number for number, each in noted.items() if each.gone == ENDED}
-        filled, empty = _rows(tables, gone.keys() | ended, shown)
+        removed = {number: each for number, each in noted.items() if each.removed}
+        filled, empty = _rows(tables, removed, shown)
 
-        left = Counter(named.values())
-        due = []
-        for number, since in gone.items():
-            if number not in filled:
-                self._forget_cgroup(number, empty[number], named[number], left)
-            elif now - max(since, self._start) >= self._gone and self._have_seen(since):
-                due.append(number)
-
-        ending = {
+        due = [
             number
-            for number, each in self._label_sets.items()
-            if number not in shown and now - each.seen >= DAY
-        }
-        ended |= self._fold_all(due, filled, named, ending, shown)
+            for number, each in removed.items()
+            if number in filled
+            and each.removed != ENDED
+            and self._is_due(each, number, filled[number], began)
+        ]
+        self._changes = {number: change for number, change in self._changes.items() if number in filled}
 
-        for number in ended:
-            if number in filled:
+        hidden = {number: each for number, each in self._label_sets.items() if number not in shown}
+        ending = {number for number, each in hidden.items() if now - each.seen >= DAY}
+        self._fold_all(due, filled, noted, shown, hidden.keys(), ending)
+
+        for number, each in removed.items():
+            if each.removed == ENDED and number in filled:
                 self._retire(filled[number])
-            else:
+            elif number not in filled and 0 < each.released < began:
                 self._delete(empty[number])
                 self._datapath.cgroups.forget(number)
-                self._over = True
+                self._over |= each.removed == ENDED
         # rows may have been made for a label set that found no room
-        lost = {each for each in (*filled, *empty) if each > RETIRED and each not in self._label_sets}
+        lost = {number for number in (*filled, *empty) if number > RETIRED} - self._label_sets.keys()
         for number in ending | lost:
             if number in filled:
                 self._retire(filled[number])
@@ -117,31 +127,39 @@ class Retirement:
                 if self._label_sets.pop(number, None):
                     self._datapath.label_sets.forget(number)
                     self._over = True
+        for number, kept in self._label_sets.items():
+            if number in shown and now - kept.seen >= HOUR:
+                self._datapath.label_sets.update(number, kept._replace(seen=now))
         over, self._over = self._over, False
         return over
+
+    def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int) -> bool:
+        """Whether a cgroup has counted nothing for long enough."""
+        since = cgroup.released
+        if not 0 < since < began:
+            if number not in self._changes or self._changes[number][0] != rows:
+                self._changes[number] = rows, began
+            since = self._changes[number][1]
+        return self._clock() - max(since, self._start) >= self._gone and self._have_seen(since)
 
     def _fold_all(
         self,
         due: list[int],
         filled: Mapping[int, Rows],
-        named: Mapping[int, Workload],
+        noted: Mapping[int, NotedCgroup],
+        shown: Mapping[int, Workload],
+        hidden: Collection[int],
         ending: set[int],
-        shown: Collection[int],
-    ) -> set[int]:
-        """Move the sums of cgroups to their label sets'. Where there is no room a label set has to end.
+    ) -> None:
+        """Move the sums of cgroups to their label sets'. Where there is no room for them another has to end.
 
-        Add it to *ending*, or return the cgroups whose sums are not kept, if there is none.
+        It is added to *ending*; if there is none, the cgroup's sums end.
         """
         vacant = len(ending)
-        oldest = sorted(
-            self._label_sets.keys() - ending - set(shown),
-            key=lambda number: self._label_sets[number].seen,
-            reverse=True,
-        )
-        staying = {workload for number, workload in named.items() if number not in set(due)}
-        ended = set()
+        oldest = sorted(set(hidden) - ending, key=lambda number: self._label_sets[number].seen, reverse=True)
+        staying = {workload for number, workload in shown.items() if number not in {*due, *self._label_sets}}
         for number in due:
-            workload = named[number]
+            workload = shown[number]
             label_set = label_set_id(workload)
             if self._fold(filled[number], label_set, workload):
                 continue
@@ -149,18 +167,17 @@ class Retirement:
                 vacant -= 1  # at a later flush there is room
                 staying.add(workload)
             elif oldest and self._datapath.label_sets.fits(workload):
-                self._note_seen(oldest[-1], 0)
-                ending.add(oldest.pop())
+                last = oldest.pop()
+                self._datapath.label_sets.update(last, self._label_sets[last]._replace(seen=0))
+                ending.add(last)
                 staying.add(workload)
-            elif workload not in staying and label_set not in self._label_sets:
-                self._datapath.cgroups.end(number)
-                ended.add(number)
-        return ended
+            elif noted[number].released and workload not in staying and label_set not in self._label_sets:
+                self._datapath.cgroups.end(number, noted[number])
 
     def _fold(self, rows: Rows, label_set: int, workload: Workload) -> bool:
         """Move a cgroup's sums to its label set's; return whether there was room for them."""
         kept = self._datapath.kept
-        moves = [(kept[table], key, (label_set, *key[1:])) for table, key in rows]
+        moves = [(kept[table], key, (label_set, *key[1:])) for table, key, _ in rows]
         if not all(sums.make(target) for sums, _, target in moves):
             return False
         if label_set not in self._label_sets:
@@ -173,36 +190,24 @@ class Retirement:
         return True
 
     def _retire(self, rows: Rows) -> None:
-        for table, key in rows:
+        for table, key, _ in rows:
             sums = self._datapath.kept[table]
             sums.move(key, sums.retired(key))
 
     def _delete(self, rows: Rows) -> None:
-        for table, key in rows:
+        for table, key, _ in rows:
             self._datapath.kept[table].delete(key)
-
-    def _forget_cgroup(self, number: int, rows: Rows, workload: Workload, left: Counter[Workload]) -> None:
-        self._delete(rows)
-        left[workload] -= 1
-        label_set = label_set_id(workload)
-        if not left[workload] and label_set in self._label_sets:
-            self._note_seen(label_set, self._clock())
-        self._datapath.cgroups.forget(number)
-
-    def _note_seen(self, label_set: int, seen: int) -> None:
-        self._label_sets[label_set] = self._label_sets[label_set]._replace(seen=seen)
-        self._datapath.label_sets.update(label_set, self._label_sets[label_set])
 
 
 def _rows(
     tables: Tables, cgroups: Collection[int], shown: Collection[int]
 ) -> tuple[defaultdict[int, Rows], defaultdict[int, Rows]]:
-    """Return the rows of *cgroups*, and of label sets that are not shown: the filled ones, and the empty."""
+    """Return the rows of *cgroups*, and of label sets that are not *shown*: filled ones, and empty ones."""
     filled: defaultdict[int, Rows] = defaultdict(list)
     empty: defaultdict[int, Rows] = defaultdict(list)
     for table, rows in tables.items():
         for key, sums in rows:
             number = key[0]
             if number in cgroups or (number > RETIRED and number not in shown):
-                (filled if any(sums) else empty)[number].append((table, key))
+                (filled if any(sums) else empty)[number].append((table, key, sums))
     return filled, empty

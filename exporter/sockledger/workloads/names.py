@@ -64,7 +64,7 @@ class Names:
         known = {
             cgroup_id: self._known.get(cgroup_id) or _workload(each.path)
             for cgroup_id, each in noted.items()
-            if each.gone != ENDED
+            if each.removed != ENDED
         }
         others = [cgroup_id for cgroup_id in cgroup_ids if cgroup_id not in noted]
         known |= {cgroup_id: self._known[cgroup_id] for cgroup_id in others if cgroup_id in self._known}
