@@ -72,7 +72,7 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
-        forget: Callable[[frozenset[Workload]], None] | None = None,
+        forget: Callable[[set[Workload]], None] | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
@@ -83,6 +83,7 @@ class Ledger:
         self.scrapers = Scrapers(clock)
         self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, clock)
         self._forget = forget
+        self._ended = True  # of what the last daemon ended it may not have told
         self._clock = clock
         self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
@@ -133,7 +134,8 @@ class Ledger:
         sums = {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
         noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
-        named = self._names.resolve({each for each in ids if 0 < each < LABEL_SET}, noted)
+        asked = {each for each in ids if 0 < each < LABEL_SET}
+        named = self._names.resolve(asked, noted)
         counting = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
         for rows in sums.values():
             counting |= {key[0] for key, record in rows.items() if any(record)}
@@ -150,13 +152,17 @@ class Ledger:
             sockets=sockets,
             connections=connections,
             cgroups=len(noted),
-            label_sets=len(self._retirement.workloads),
+            label_sets=len(self._retirement.label_sets),
             seconds=self._flushed - start,
             began=began,
         )
         kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
-        if self._retirement.advance(began, kept, noted, visible) and self._forget:
-            self._forget(self.books.workloads | self._retirement.workloads)
+        self._ended |= self._retirement.advance(began, kept, noted, visible)
+        if self._ended and self._forget and asked <= named.keys() | noted.keys():  # all that count are known
+            self._forget(
+                {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
+            )
+            self._ended = False
 
     def _accounts(
         self,

@@ -55,15 +55,14 @@ class Retirement:
         self._have_seen = have_seen
         self._clock = clock
         self._start = clock()  # who scraped before is not known
-        self._label_sets: dict[int, KeptLabelSet] = {}
+        self._label_sets = datapath.label_sets.all()  # only this changes them
         # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
         self._changes: dict[int, tuple[Rows, int]] = {}
-        self._over = True  # of what the last daemon ended it may not have told
 
     @property
-    def workloads(self) -> frozenset[Workload]:
-        """All label sets that are kept."""
-        return frozenset(Workload(*each.labels) for each in self._label_sets.values())
+    def label_sets(self) -> Collection[KeptLabelSet]:
+        """All that are kept."""
+        return self._label_sets.values()
 
     def shown(
         self, named: Mapping[int, Workload], noted: Mapping[int, NotedCgroup], counting: Collection[int]
@@ -72,15 +71,14 @@ class Retirement:
 
         *named* are all cgroups, *counting* are those that have any sums.
         """
-        self._label_sets = self._datapath.label_sets.all()
         shown = {
             number: workload
             for number, workload in named.items()
             if number in counting or number not in noted or not noted[number].removed
         }
         present = set(shown.values())
-        workloads = {number: Workload(*each.labels) for number, each in self._label_sets.items()}
-        return shown | {number: each for number, each in workloads.items() if each in present}
+        label_sets = {number: Workload._make(each.labels) for number, each in self._label_sets.items()}
+        return shown | {number: each for number, each in label_sets.items() if each in present}
 
     def advance(
         self,
@@ -93,7 +91,7 @@ class Retirement:
 
         What a cgroup has counted is final when it had been released before.
         """
-        now = self._clock()
+        now, over = self._clock(), False
         removed = {number: each for number, each in noted.items() if each.removed}
         filled, empty = _rows(tables, removed, shown)
 
@@ -116,7 +114,7 @@ class Retirement:
             elif number not in filled and 0 < each.released < began:
                 self._delete(empty[number])
                 self._datapath.cgroups.forget(number)
-                self._over |= each.removed == ENDED
+                over |= each.removed == ENDED
         # rows may have been made for a label set that found no room
         lost = {number for number in (*filled, *empty) if number > RETIRED} - self._label_sets.keys()
         for number in ending | lost:
@@ -126,11 +124,10 @@ class Retirement:
                 self._delete(empty[number])
                 if self._label_sets.pop(number, None):
                     self._datapath.label_sets.forget(number)
-                    self._over = True
-        for number, kept in self._label_sets.items():
-            if number in shown and now - kept.seen >= HOUR:
-                self._datapath.label_sets.update(number, kept._replace(seen=now))
-        over, self._over = self._over, False
+                    over = True
+        for number in self._label_sets.keys() & shown.keys():
+            if now - self._label_sets[number].seen >= HOUR:
+                self._note_seen(number, now)
         return over
 
     def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int) -> bool:
@@ -168,7 +165,7 @@ class Retirement:
                 staying.add(workload)
             elif oldest and self._datapath.label_sets.fits(workload):
                 last = oldest.pop()
-                self._datapath.label_sets.update(last, self._label_sets[last]._replace(seen=0))
+                self._note_seen(last, 0)
                 ending.add(last)
                 staying.add(workload)
             elif noted[number].released and workload not in staying and label_set not in self._label_sets:
@@ -188,6 +185,10 @@ class Retirement:
         for sums, key, target in moves:
             sums.move(key, target)
         return True
+
+    def _note_seen(self, label_set: int, seen: int) -> None:
+        self._label_sets[label_set] = self._label_sets[label_set]._replace(seen=seen)
+        self._datapath.label_sets.update(label_set, self._label_sets[label_set])
 
     def _retire(self, rows: Rows) -> None:
         for table, key, _ in rows:
