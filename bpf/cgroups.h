@@ -68,10 +68,13 @@ static __noinline int note(const struct cgroup *cgroup, const char *path, __u32 
 {
 	struct cgroup_key key = {.id = id_of(cgroup)};
 	struct cgroup_name name = {.removed = removed, .released = released, .level = level};
+	int error; /* not long: before 6.4 the upper half is not set */
 
 	if (bpf_probe_read_kernel_str(name.path, sizeof(name.path), path) >= (int)sizeof(name.path))
 		return 1;
-	return bpf_map_update_elem(&cgroups, &key, &name, BPF_NOEXIST);
+	error = bpf_map_update_elem(&cgroups, &key, &name, BPF_NOEXIST);
+	/* two daemons' programs may be attached for a moment */
+	return error == -EEXIST ? 0 : error;
 }
 
 SEC("?tp_btf/cgroup_mkdir")

@@ -27,7 +27,7 @@ def attached(
     cgroups: int = CGROUPS,
     sockets: int = SOCKETS,
     connections: int = CONNECTIONS,
-    label_sets: int = CGROUPS,
+    label_sets: int = 0,
     parts: Parts = ALL_PARTS,
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:

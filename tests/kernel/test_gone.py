@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.kernel.ledger import NOTHING, all_totals, attached, control, repeating, stop_counting
+from tests.kernel import ledger as kernel_ledger
+from tests.kernel.ledger import CGROUPS, NOTHING, all_totals, control, repeating, stop_counting
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
 from tests.kernel.traffic import scaled
 from tests.patience import eventually
@@ -31,6 +33,7 @@ HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 GONE = 600.0
 SECOND = 10**9
 LONG_ENOUGH = int(GONE + 1) * SECOND
+attached = partial(kernel_ledger.attached, label_sets=CGROUPS)
 DAY = 86400 * SECOND
 
 

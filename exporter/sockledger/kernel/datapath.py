@@ -174,7 +174,7 @@ class DataPath:
         cgroups: int,
         sockets: int,
         connections: int,
-        label_sets: int = 1024,
+        label_sets: int = 0,
         parts: Parts = Parts(),
         image: bytes | None = None,
     ) -> None:
@@ -204,7 +204,7 @@ class DataPath:
                     program.set_autoload(wanted)
         self.maps["sockets"].max_entries = sockets
         self.maps["cgroups"].max_entries = cgroups
-        self.maps["label_sets"].max_entries = label_sets
+        self.maps["label_sets"].max_entries = max(label_sets, 1)
         rows = cgroups + label_sets
         self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP + RETIRED_TOTALS
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
