@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -493,39 +494,81 @@ def _counted(function: Callable[..., object], made: list[str], call: int) -> Cal
     return counted
 
 
-def test_killed_between_any_two_steps(
+class Lives:
+    """One ledger after another over the same maps."""
+
+    def __init__(
+        self, path: DataPath, below: CgroupRoot, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.calls: list[str] = []  # of the last one that was not killed, beside those of each flush
+        self._new = partial(ledger_of, path, below, clock)
+        self._clock = clock
+        self._monkeypatch = monkeypatch
+
+    def live(self, ahead: int, flushes: int, truth: list[dict[str, int]]) -> dict[str, int]:
+        """Let time go by, and flush; each time one of *truth* is shown. Returns the last."""
+        ledger = self._new()
+        self._clock.ahead += ahead
+        for _ in range(flushes):
+            ledger.flush()
+            assert sent(ledger) in truth
+        return sent(ledger)
+
+    def killed(self, call: int, ahead: int, flushes: int, truth: list[dict[str, int]]) -> bool:
+        """The same, killed at one of its calls; returns whether it makes so many."""
+        try:
+            with killed_at(self._monkeypatch, call) as calls:
+                self.live(ahead, flushes, truth)
+        except Killed:
+            return True
+        steps = Counter(calls) - Counter({name: flushes * count for name, count in EACH_FLUSH.items()})
+        self.calls = sorted(steps.elements())
+        return False
+
+
+def test_killed_while_folding(
     parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next daemon goes on, and what is shown never falls while it is shown."""
-
-    def live(ledger: Ledger, shown: int) -> None:
-        """From the end of the cgroup to that of its label set."""
-        for ahead, flushes in ((LONG_ENOUGH, 3), (DAY, 2)):
-            clock.ahead += ahead
-            for _ in range(flushes):
-                ledger.flush()
-                assert sent(ledger) in ({"/a": shown}, {})
-
+    """The next daemon goes on, and what is shown never falls."""
     with attached(below) as path:
-        ledger_of(path, below, clock).flush()
-        before = entries(path)
-        calls: list[str] = []
-        number, finished = 0, False
-        while not finished:
-            with new_cgroup(parent.path, "a") as a:
-                shown = send(netns, a) + send(netns, a, family=socket.AF_INET6)
+        lives = Lives(path, below, clock, monkeypatch)
+        killed = True
+        for number in count():
+            if not killed:
+                break
+            name = f"/{number}"
+            with new_cgroup(parent.path, name[1:]) as cgroup:
+                truth = {name: send(netns, cgroup) + send(netns, cgroup, family=socket.AF_INET6)}
             released(path, 1)
-            ledger_of(path, below, clock).flush()
-            try:
-                with killed_at(monkeypatch, number) as calls:
-                    live(ledger_of(path, below, clock), shown)
-                finished = True
-            except Killed:
-                pass
-            live(ledger_of(path, below, clock), shown)
+            killed = lives.killed(number, LONG_ENOUGH, 3, [truth, {}])
+            assert lives.live(LONG_ENOUGH, 3, [truth, {}]) == {}
+            assert entries(path)["cgroups"] == 0
+            with new_cgroup(parent.path, name[1:]):
+                assert lives.live(0, 1, [truth]) == truth
+            released(path, 1)
+            lives.live(0, 1, [{}])
+        # two rows, one label set, one cgroup
+        assert lives.calls == [*["delete"] * 3, *["make"] * 3, *["run"] * 2]
+        assert_balanced(path, below)
+
+
+def test_killed_while_a_label_set_ends(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(below) as path:
+        lives = Lives(path, below, clock, monkeypatch)
+        lives.live(0, 1, [{}])
+        before = entries(path)
+        killed = True
+        for number in count():
+            if not killed:
+                break
+            with new_cgroup(parent.path, "a") as a:
+                truth = {"/a": send(netns, a) + send(netns, a, family=socket.AF_INET6)}
+            released(path, 1)
+            assert lives.live(LONG_ENOUGH, 3, [truth, {}]) == {}
+            killed = lives.killed(number, DAY, 2, [{}])
+            lives.live(0, 2, [{}])
             assert entries(path) == before
-            number += 1
-        # two rows: made, moved and deleted twice; beside all that each flush does
-        steps = Counter(calls) - Counter({name: 5 * count for name, count in EACH_FLUSH.items()})
-        assert steps == {"make": 3, "run": 4, "delete": 2 + 1 + 2 + 1}
+        assert lives.calls == [*["delete"] * 3, *["run"] * 2]
         assert_balanced(path, below)
