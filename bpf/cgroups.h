@@ -36,7 +36,7 @@ struct label_set_key {
 };
 
 struct label_set {
-	__u64 seen;		      /* when it last had a cgroup, or up to an hour before; CLOCK_BOOTTIME */
+	__u64 seen; /* when it last had a cgroup, or up to an hour before; 0: it has to end */
 	char labels[PATH_BYTES + 16]; /* the five values, with NULs between them */
 };
 

@@ -105,7 +105,7 @@ class Retirement:
         self._changes = {number: change for number, change in self._changes.items() if number in filled}
 
         hidden = {number: each for number, each in self._label_sets.items() if number not in shown}
-        ending = {number for number, each in hidden.items() if now - each.seen >= DAY}
+        ending = {number for number, each in hidden.items() if not each.seen or now - each.seen >= DAY}
         self._fold_all(due, filled, noted, shown, hidden.keys(), ending)
 
         for number, each in removed.items():
