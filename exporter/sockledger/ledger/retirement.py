@@ -154,7 +154,7 @@ class Retirement:
         """
         vacant = len(ending)
         oldest = sorted(set(hidden) - ending, key=lambda number: self._label_sets[number].seen, reverse=True)
-        staying = {workload for number, workload in shown.items() if number not in {*due, *self._label_sets}}
+        staying = {shown[number] for number in shown.keys() - self._label_sets.keys() - set(due)}
         for number in due:
             workload = shown[number]
             label_set = label_set_id(workload)
