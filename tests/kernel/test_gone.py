@@ -15,6 +15,7 @@ import pytest
 from tests.kernel import ledger as kernel_ledger
 from tests.kernel.ledger import CGROUPS, NOTHING, all_totals, control, repeating, stop_counting
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
+from tests.kernel.tcp import ESTABLISHED, new_ends, reset
 from tests.kernel.traffic import scaled
 from tests.patience import eventually
 
@@ -28,6 +29,8 @@ from sockledger.kernel.noted import boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.retirement import label_set_id
+from sockledger.workloads.names import Workload
 
 HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -352,6 +355,76 @@ def test_folded_under_the_traffic_of_another_with_the_same_path(
 def sent_so_far(ledger: Ledger) -> int:
     (traffic,) = ledger.books.accounts.values()
     return traffic.transmit_bytes
+
+
+def test_all_sums_are_kept(parent: Cgroup, below: CgroupRoot, clock: Clock) -> None:
+    """Each map's rows, word by word; a listener's port stays, too, until the label set ends."""
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        retired = {name: dict(rows_of(path, name)) for name in path.kept}
+        with new_cgroup(parent.path, "a") as a:
+            number = a.id
+        released(path, 1)
+        members = {"protocol": 2, "family": 1, "peer": 3, "tag": 4, "port": 80}
+        wanted = {}
+        for name in path.kept:
+            table = path.maps[name]
+            key = tuple(members.get(field.name, number) for field in table.key.fields)
+            sums = tuple(range(1000, 1000 + len(table.value.fields)))
+            table.update(table.key.struct.pack(*key), table.value.struct.pack(*sums))
+            wanted[name] = key[1:], sums
+        clock.ahead += LONG_ENOUGH
+        label_set = label_set_id(Workload(cgroup="/a"))
+        for _ in range(3):
+            ledger.flush()
+        for name, (rest, sums) in wanted.items():
+            assert dict(rows_of(path, name)) == {**retired[name], (label_set, *rest): sums}
+        clock.ahead += DAY
+        for _ in range(2):
+            ledger.flush()
+        for name, (rest, sums) in wanted.items():
+            key = (RETIRED, 2, 1, 0, 0) if name == "totals" else (RETIRED, *(0 for _ in rest))
+            assert dict(rows_of(path, name)) == {**retired[name], key: sums}
+
+
+def rows_of(path: DataPath, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    table = path.maps[name]
+    for keys, values in table.batches():
+        yield from zip(table.key.unpack_all(keys), table.value.unpack_all(values), strict=True)
+
+
+def test_connections_that_outlive_their_cgroup(
+    parent: Cgroup, below: CgroupRoot, server: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """What is open is counted across the cgroup's rows and its label set's, beside one with the same path."""
+    with attached(below) as path, ExitStack() as stack:
+        ledger = ledger_of(path, below, clock)
+
+        def open_now() -> tuple[int, int, int]:
+            ledger.flush()
+            names = path.sums["tcp_totals"].fields
+            record = ledger.books.sums["tcp_totals"][Workload(cgroup="/a"), ()]
+            found = dict(zip(names, record, strict=True))
+            return found["opened[0]"], found["closed[0]"], found[f"sockets[{ESTABLISHED}]"]
+
+        with new_cgroup(parent.path, "a") as a:
+            gone = a.id
+            older = stack.enter_context(new_ends(a, server, netns)).pairs(3)
+            assert open_now() == (3, 0, 3)
+        a = stack.enter_context(new_cgroup(parent.path, "a"))
+        with new_ends(a, server, netns) as ends:
+            newer = ends.pairs(2)
+            for _ in range(3):
+                assert open_now() == (5, 0, 5)
+                clock.ahead += LONG_ENOUGH
+            for ended, pair in enumerate(older, 1):
+                reset(pair.client)
+                for _ in range(3):
+                    assert open_now() == (5, ended, 5 - ended)
+                    clock.ahead += LONG_ENOUGH
+            eventually(lambda: open_now() == (5, 3, 2) and gone not in path.cgroups.all())
+            reset(newer[0].client)
+            assert open_now() == (5, 4, 1)
 
 
 def test_comes_back_within_a_day(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:

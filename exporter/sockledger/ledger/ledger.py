@@ -18,6 +18,7 @@ from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 logger = logging.getLogger(__name__)
 
 MAX_AGE_SECONDS = 1.0  # a scrape flushes anew what is older
+_WORD = (1 << 64) - 1
 OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 
 # By reason of a lost update: said once, when it first occurs.
@@ -191,8 +192,13 @@ def _by_workload(
         if cgroup_id not in workloads or (cgroup_id == OVERFLOW_ID and not any(record)):
             continue
         key = workloads[cgroup_id], tuple(rest)
-        found[key] = tuple(map(int.__add__, found[key], record)) if key in found else record
+        found[key] = tuple(map(_plus, found[key], record)) if key in found else record
     return found
+
+
+def _plus(one: int, other: int) -> int:
+    """Return the sum of two words: a gauge's row is negative where what it began with was moved."""
+    return (one + other) & _WORD
 
 
 def sum_up(parts: list[Traffic]) -> Traffic:
