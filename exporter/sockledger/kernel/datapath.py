@@ -381,13 +381,21 @@ class DataPath:
         self.links.add(name, attach, partial(_replace, program, self._root.id))
 
     def _note_older_cgroups(self) -> None:
-        """Note the cgroups that are there already. One that is gone meanwhile its end has noted."""
+        """Note the cgroups that are there already, and that others are gone whose end nobody has seen.
+
+        One that is gone meanwhile its end has noted.
+        """
         try:
-            for cgroup_id, path in self._root.walk():
-                if cgroup_id != self._root.id:
-                    self.cgroups.note(cgroup_id, path)
+            walked = dict(self._root.walk())
         except OSError as error:  # they are named when they count
             logger.warning("older cgroups are not looked for", extra={"error": str(error)})
+            return
+        for cgroup_id, path in walked.items():
+            if cgroup_id != self._root.id:
+                self.cgroups.note(cgroup_id, path)
+        for cgroup_id, each in self.cgroups.all().items():
+            if not each.removed and cgroup_id not in walked:
+                self.cgroups.note_end(cgroup_id, each)
 
     def _look_for_older(self) -> None:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.

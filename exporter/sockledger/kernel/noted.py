@@ -59,6 +59,11 @@ class NotedCgroups:
             return False
         return self._table.make(self._key.pack(cgroup_id), self._value.pack(gone, gone, 0, encoded))
 
+    def note_end(self, cgroup_id: int, each: NotedCgroup) -> None:
+        """Note that a cgroup is gone whose end was not seen."""
+        now = boottime()
+        self._table.update(self._key.pack(cgroup_id), self._value.pack(now, now, 0, os.fsencode(each.path)))
+
     def end(self, cgroup_id: int, each: NotedCgroup) -> None:
         """Note that a cgroup's sums are not kept."""
         self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, each.released, 0, b""))
