@@ -95,7 +95,9 @@ class Bustle:
 
     def _disconnect(self, number: int) -> None:
         for connection in self._connections.pop(number):
-            # the one that closes first reads the other's end before: else the last packet has no socket
+            # no packet comes after its socket's end: none is on its way (a delayed ACK, held up on another
+            # CPU), and the one that closes first reads the other's end before
+            settle(connection.near, connection.far)
             connection.near.shutdown(socket.SHUT_WR)
             assert not connection.far.recv(1)
             connection.far.close()
