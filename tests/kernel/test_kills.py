@@ -30,11 +30,11 @@ from tests.scrapes import Scrapes
 
 from sockledger.kernel.pins import Pins
 
-# Each call, each third or each twentieth, others each day.
+# Each call, each third or each twentieth, others each day. Of those that end something, more.
 FULL = bool(os.environ.get("SOCKLEDGER_TEST_FULL"))
 STEP = 20 if SCALE > 1 else 1 if FULL else 3
+STEPS = dict.fromkeys(IDLE, STEP) | dict.fromkeys(("unlink", "rename"), max(1, STEP // 3))
 DAY = time.gmtime().tm_yday
-FIRST = 1 + DAY % STEP
 
 BYTES = 100
 DATAGRAM = 20 + 8 + BYTES
@@ -213,7 +213,7 @@ class Trial:
     def kills(self, deed: str, *deeds: str) -> Iterator[None]:
         """Lives that are killed in *deed* or later, at one call after another, up to one that is not."""
         for call in IDLE:
-            for number in count(FIRST, STEP):
+            for number in count(1 + DAY % STEPS[call], STEPS[call]):
                 lived = self._mortals.live(
                     replace(self.life, deeds=deeds, deadly=deed, call=call, number=number)
                 )
