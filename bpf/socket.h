@@ -58,16 +58,21 @@ static __noinline __u64 ancestor(const struct cgroup *cgroup, __u32 level)
 	return id;
 }
 
-/* Whether a socket is in the cgroup in which we count: only tracing programs see others. */
-static __noinline bool is_ours(const struct sock *sk)
+/* The level of the cgroup in which we count, if it is *cgroup* or above it, else negative. */
+static __noinline int level_above(const struct cgroup *cgroup)
 {
-	const struct cgroup *cgroup = READ_SOCK(sk, sk_cgrp_data.cgroup);
 	__u32 levels = READ_KERNEL(struct cgroup, cgroup, level) + 1;
 
 	for (__u32 level = 0; level < MOST_LEVELS && level < levels; level++)
 		if (ancestor(cgroup, level) == settings.root)
-			return true;
-	return false;
+			return level;
+	return -1;
+}
+
+/* Whether a socket is in the cgroup in which we count: only tracing programs see others. */
+static __noinline bool is_ours(const struct sock *sk)
+{
+	return level_above(READ_SOCK(sk, sk_cgrp_data.cgroup)) >= 0;
 }
 
 /*

@@ -13,6 +13,7 @@ from sockledger.errors import UserError, printable
 
 _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
+_MAX_LABEL_SETS = 1_000_000
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
@@ -46,13 +47,15 @@ class Limits:
     cgroups: int = 16384
     sockets: int = 65536
     connections: int = 262144
+    label_sets: int = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """What is kept, for how long."""
+    """For how long what is kept, in seconds."""
 
-    lease: float = 86400.0  # seconds for which is counted without a daemon
+    lease: float = 86400.0  # counting, without a daemon
+    gone: float = 600.0  # series of cgroups that are gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +306,15 @@ _CONFIG = _Section(
                 "cgroups": _limit(_MAX_CGROUPS),
                 "sockets": _limit(_MAX_SOCKETS),
                 "connections": _limit(_MAX_CONNECTIONS),
+                "label_sets": _limit(_MAX_LABEL_SETS),
             },
         ),
-        "persist": _Section(Persist, {"lease": _duration("1m", "1y", "90m, 24h or 7d")}),
+        "persist": _Section(
+            Persist,
+            {
+                "lease": _duration("1m", "1y", "90m, 24h or 7d"),
+                "gone": _duration("1s", "1d", "30s, 10m or 1h"),
+            },
+        ),
     },
 )

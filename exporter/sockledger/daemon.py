@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -135,6 +134,7 @@ class Daemon:
                     cgroups=self._config.limits.cgroups,
                     sockets=self._config.limits.sockets,
                     connections=self._config.limits.connections,
+                    label_sets=self._config.limits.label_sets,
                     parts=self._parts(),
                     pins=self._pins if self._options.pin else None,
                     lease=self._config.persist.lease if self._options.pin else 0,
@@ -204,8 +204,9 @@ class Daemon:
 
     async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
-        ledger = Ledger(datapath, root, Meters(self._config.attach.meters, root, datapath))
         births = Births(ShownMap(datapath.maps["shown"]))
+        meters = Meters(self._config.attach.meters, root, datapath)
+        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, forget=births.forget)
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
         process = CollectorRegistry()
@@ -213,12 +214,19 @@ class Daemon:
 
         def scrape(request: server.ScrapeRequest) -> server.Scrape:
             ledger.refresh()
+            births.let_go(ledger.books.workloads)
             families = [*registry.collect(), *exporter.collect()]
             seen = births.seen_by(request.scraper)
             page = text.render(families, seen=seen, openmetrics=request.openmetrics)
             if self._options.exporter_metrics:
                 page = text.add_registry(page, process, openmetrics=request.openmetrics)
-            return server.Scrape(page, partial(births.note_seen, request.scraper, births.newest))
+            newest, began = births.newest, ledger.books.began
+
+            def sent() -> None:
+                births.note_seen(request.scraper, newest)
+                ledger.scrapers.note_page(request.scraper, began)
+
+            return server.Scrape(page, sent)
 
         web = server.Server(
             self._sockets,

@@ -34,7 +34,7 @@ def test_born_at_zero_for_each_scraper(place: Surroundings, netns: Netns) -> Non
 def test_only_counters_are_born(place: Surroundings, openmetrics: bool) -> None:
     page = place.run().page("one", openmetrics=openmetrics)
     assert page.sum("build_info") == 1
-    assert page.sum("bpf_program_attached") == 5
+    assert page.sum("bpf_program_attached") == 8
     assert page.sum("config_last_reload_successful") == 1
 
 

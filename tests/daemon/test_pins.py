@@ -134,9 +134,9 @@ def test_mended(pinned: Surroundings, netns: Netns) -> None:
         time.sleep(1.1)
         page = daemon.page()
         assert page.sum("bpf_program_attached", program="sl_receive") == 0
-        assert page.sum("bpf_program_attached") == 4
+        assert page.sum("bpf_program_attached") == 7
         time.sleep(MEND_SECONDS)
-        eventually(lambda: daemon.page().sum("bpf_program_attached") == 5, "mended")
+        eventually(lambda: daemon.page().sum("bpf_program_attached") == 8, "mended")
         assert names_in(home) == pins
         assert daemon.lines("attached again", "link=sl_receive") == 1
         second = pinned.start()

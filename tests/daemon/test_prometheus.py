@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from tests.daemon.support import Daemon, Surroundings, free_port
 from tests.daemon.traffic import converse, ping, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup
+from tests.kernel.traffic import scaled
 from tests.patience import PATIENCE, eventually
 
 CONFIGURATION = """\
@@ -103,6 +104,33 @@ def prometheus(daemon: Daemon, tmp_path: Path) -> Iterator[Prometheus]:
         made.close()
 
 
+def test_a_thousand_short_lives(place: Surroundings, netns: Netns, tmp_path: Path) -> None:
+    """Each lives for about 100 ms, and is no longer shown a little later."""
+    daemon = place.run(place.configure("persist: {gone: 1s}"))
+    truth: Counter[str] = Counter()
+    count, at_once = scaled(1000), 50
+    with closing(Prometheus(tmp_path / "prometheus", daemon)) as prometheus:
+        prometheus.wait_for_scrapes(2)
+        for first in range(0, count, at_once):
+            with ExitStack() as stack:
+                for number in range(first, min(first + at_once, count)):
+                    cgroup = stack.enter_context(new_cgroup(place.cgroup.path, f"job-{number}"))
+                    truth[f"/job-{number}"] = send_datagrams(
+                        netns, cgroup, cgroup, number=1 + number % 3, size=100 + number
+                    )
+                time.sleep(0.1)
+        eventually(lambda: daemon.page().sum("map_entries", map="cgroups") == 0, "all have been shown")
+        assert "job-" not in daemon.page().text
+        stored: dict[str, int] = {}
+        for series in prometheus.query("sockledger_transmit_bytes_total[10m]"):
+            samples = [float(value) for _, value in series["values"]]
+            assert samples[0] == 0, "born at 0"
+            assert samples == sorted(samples), "it never falls"
+            stored[series["metric"]["cgroup"]] = int(samples[-1] - samples[0])
+        assert stored == truth
+        assert not prometheus.complaints()
+
+
 def test_nothing_is_lost_up_to_promql(
     place: Surroundings, netns: Netns, daemon: Daemon, prometheus: Prometheus
 ) -> None:
@@ -158,7 +186,8 @@ def make_traffic(place: Surroundings, netns: Netns, prometheus: Prometheus) -> C
                     both(sent["server"], f"/{name}/peer", f"/{name}", "tcp", family)
                 prometheus.wait_for_scrapes(2)
             with new_cgroup(place.cgroup.path, f"short-{turn}") as short:  # gone before anybody looks
-                both(send_datagrams(netns, short, short, number=3), "unknown", "unknown", "udp", "ipv4")
+                sent_shortly = send_datagrams(netns, short, short, number=3)
+            both(sent_shortly, f"/short-{turn}", f"/short-{turn}", "udp", "ipv4")
             both(send_datagrams(netns, cgroup, cgroup, number=50), f"/{name}", f"/{name}", "udp", "ipv4")
             time.sleep(0.5)  # so that turns and scrapes do not go in step
     return truth

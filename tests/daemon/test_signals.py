@@ -103,14 +103,14 @@ def test_bad_configuration_is_refused(place: Surroundings, netns: Netns) -> None
         eventually(lambda: daemon.page().sum("config_last_reload_successful") == 0, "refused")
         assert daemon.lines("level=ERROR", "configuration refused", "config.yml:1: limits.cgroups") == 1
         page = daemon.settled()
-        assert page.sum("map_max_entries", map="totals") == 400
+        assert page.sum("map_max_entries", map="cgroups") == 100
         assert page.sum("transmit_bytes_total", cgroup="/a") == sent
 
         place.configure("limits: {cgroups: 200}")
         reload(daemon)
         page = daemon.settled()
         assert page.sum("config_last_reload_successful") == 1
-        assert page.sum("map_max_entries", map="totals") == 800
+        assert page.sum("map_max_entries", map="cgroups") == 200
 
 
 class Polling:
@@ -161,7 +161,7 @@ def test_executes_itself_anew(place: Surroundings, netns: Netns) -> None:
         eventually(lambda: len(place.attached()) == len(programs), "only the new one is attached")
         assert not place.attached() & programs
         page = daemon.settled()
-        assert page.sum("map_max_entries", map="totals") == 800
+        assert page.sum("map_max_entries", map="cgroups") == 200
         assert page.sum("transmit_bytes_total") == 0
         sent = send_datagrams(netns, a, a)
         assert daemon.settled().sum("transmit_bytes_total") == sent

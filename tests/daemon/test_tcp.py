@@ -191,7 +191,7 @@ def test_without_any(place: Surroundings, netns: Netns, cgroups: list[Cgroup]) -
         page = daemon.settled()
     assert types_of(page.text) == {}
     assert page.sum("transmit_bytes_total", cgroup="/client", protocol="tcp") > 0
-    assert links_of(daemon) == 2
+    assert links_of(daemon) == 5
 
 
 def links_of(daemon: Daemon) -> int:

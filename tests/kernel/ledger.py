@@ -27,10 +27,19 @@ def attached(
     cgroups: int = CGROUPS,
     sockets: int = SOCKETS,
     connections: int = CONNECTIONS,
+    label_sets: int = 0,
     parts: Parts = ALL_PARTS,
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:
-    path = kind(root, cgroups=cgroups, sockets=sockets, connections=connections, parts=parts, image=image)
+    path = kind(
+        root,
+        cgroups=cgroups,
+        sockets=sockets,
+        connections=connections,
+        label_sets=label_sets,
+        parts=parts,
+        image=image,
+    )
     try:
         path.attach()
         yield path

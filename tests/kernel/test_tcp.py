@@ -34,7 +34,7 @@ from tests.kernel.traffic import SCALE, Generator, Result, scaled
 from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Parts
+from sockledger.kernel.datapath import RETIRED, DataPath, Parts
 
 RHYTHMS = {"never flushed": None, "flushed all the time": 0.0}
 LIFETIMES = 2
@@ -325,7 +325,7 @@ def test_cgroups_that_find_no_room(below: CgroupRoot, generator: Generator) -> N
         with flushing_tcp(path, 0.001):
             result = generator.run("accounts", scaled(1000))
         eventually(lambda: books_of(path, 0).opened == books_of(path, 0).closed)
-        assert set(dict(path.sums["tcp_totals"].rows())) == {(0,), (1,)}
+        assert set(dict(path.sums["tcp_totals"].rows())) == {(0,), (RETIRED,), (1,)}
         both = sum((Counter(result.tcp_info[side]) for side in SIDES), Counter())
         books = books_of(path, 0)
         assert books.opened == {"active": scaled(1000), "passive": scaled(1000)}
@@ -355,7 +355,8 @@ def test_nothing_beside_the_root_is_counted(client: Cgroup, ends: Ends, root: Cg
             path.flush_tcp()
             books = books_of(path, ends.client.id)
             assert books.opened == books.closed == {"unknown": 10, "active": 10}
-            assert {key for key, _ in path.sums["tcp_totals"].rows()} == {(0,), (ends.client.id,)}
+            found = {key for key, _ in path.sums["tcp_totals"].rows()}
+            assert found == {(0,), (RETIRED,), (ends.client.id,)}
             assert [*path.sums["listen_queues"].rows()] == []
             assert followed(path, ends.server.id) == 0
     finally:
@@ -364,7 +365,8 @@ def test_nothing_beside_the_root_is_counted(client: Cgroup, ends: Ends, root: Cg
 
 def test_parts_that_are_off_are_not_there(below: CgroupRoot, ends: Ends) -> None:
     with attached(below, parts=Parts(tcp=False, udp=False)) as path:
-        assert path.links.held.keys() == {"sl_receive", "sl_transmit"}
+        cgroups = {"sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"}
+        assert path.links.held.keys() == {"sl_receive", "sl_transmit", *cgroups}
         for name, program in path.programs.items():
             if name.startswith(("sl_tcp_", "sl_udp_")):
                 with pytest.raises(OSError, match="bpf_program__fd"):

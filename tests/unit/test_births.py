@@ -183,7 +183,7 @@ def test_what_was_shown_is_never_young_again() -> None:
     new = births.series("m", [("a", "2")])
     assert young(births, "one", *old, new) == [*[False] * 7, True]
     assert young(births, "two", *old, new) == [*[False] * 7, True]
-    assert young(Births(shown), "one", births.series("m", [("a", "2")])) == [True], "its number is another's"
+    assert young(Births(shown), "one", births.series("m", [("a", "3")])) == [True], "its number is another's"
 
 
 @pytest.mark.parametrize(
@@ -297,8 +297,6 @@ def test_forgotten_workloads_are_born_again() -> None:
     births.note_seen("one", births.newest)
 
     births = Births(shown)
-    cache: dict[Workload, str] = births.by_workload()
-    cache |= {A: "of a", B: "of b"}
     for workload in (A, B):
         births.series("m", [("cgroup", workload.cgroup)], workload)
     births.series("m", [])
@@ -307,7 +305,6 @@ def test_forgotten_workloads_are_born_again() -> None:
         births.series("unwritten", [("cgroup", workload.cgroup)], workload)
     births.forget([B])
     births.note_seen("one", births.newest)
-    assert cache == {B: "of b"}
     for later in (births, Births(shown)):
         assert later.series("before", [("cgroup", "/a")], A).number > 0
     later = Births(shown)
@@ -316,6 +313,26 @@ def test_forgotten_workloads_are_born_again() -> None:
     assert later.series("m", [("cgroup", "/b")], B).number == 0
     assert later.series("unwritten", [("cgroup", "/b")], B).number == 0
     assert later.series("m", []).number == 0
+
+
+def test_one_that_comes_back_is_not_born_again() -> None:
+    births = Births({})
+    cache: dict[Workload, list[Series]] = births.by_workload()
+
+    def made() -> list[Series]:
+        for workload in (A, B):
+            if workload not in cache:
+                cache[workload] = [births.series("m", [("cgroup", workload.cgroup)], workload)]
+        return [*cache[A], *cache[B]]
+
+    assert [series.number for series in made()] == [1, 2]
+    births.let_go({B})
+    assert cache.keys() == {B}
+    assert [series.number for series in made()] == [1, 2], "nobody has got it"
+    assert young(births, "one", *made()) == [True, True]
+    births.let_go({B})
+    assert young(births, "one", *made()) == [False, False]
+    assert young(births, "two", *made()) == [False, True]
 
 
 @dataclass

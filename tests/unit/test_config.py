@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockledger.config import Attach, Config, ConfigError, Flush, Limits, load
+from sockledger.config import Attach, Config, ConfigError, Flush, Limits, Persist, load
 
 INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
 METERS = "absolute globs of cgroup paths, such as /system.slice/*.service"
@@ -35,7 +35,9 @@ def errors_of(path: Path, text: str) -> list[str]:
 
 
 def test_defaults() -> None:
-    assert load(None) == Config(Attach(meters=()), Flush(interval=10.0), Limits(cgroups=16384, sockets=65536))
+    assert load(None) == Config(
+        Attach(meters=()), Flush(interval=10.0), Limits(cgroups=16384, sockets=65536), Persist(gone=600.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,11 +53,27 @@ def test_all_keys(scratch: Path) -> None:
 attach:
   meters: [/a.slice/*, "/b [1]/?"]
 flush: {interval: 1m30s}
-limits: {cgroups: 7, sockets: 8}
+limits: {cgroups: 7, sockets: 8, connections: 9, label_sets: 10}
+persist: {gone: 5m}
 """
     assert load_text(scratch, text) == Config(
-        Attach(meters=("/a.slice/*", "/b [1]/?")), Flush(interval=90.0), Limits(cgroups=7, sockets=8)
+        Attach(meters=("/a.slice/*", "/b [1]/?")),
+        Flush(interval=90.0),
+        Limits(cgroups=7, sockets=8, connections=9, label_sets=10),
+        Persist(gone=300.0),
     )
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1s", 1.0), ("24h", 86400.0)])
+def test_bounds_of_gone(scratch: Path, text: str, seconds: float) -> None:
+    assert load_text(scratch, f"persist: {{gone: {text}}}").persist.gone == seconds
+
+
+@pytest.mark.parametrize("text", ["999ms", "24h1ms"])
+def test_gone_out_of_range(scratch: Path, text: str) -> None:
+    assert errors_of(scratch, f"persist: {{gone: {text}}}") == [
+        f'1: persist.gone: "{text}" is out of range; allowed: 1s to 24h, written as 500ms, 10s, 1m or 1m30s'
+    ]
 
 
 @pytest.mark.parametrize("number", [1, 1_000_000])

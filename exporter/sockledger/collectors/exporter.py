@@ -16,7 +16,7 @@ FLUSH_DURATION = Metric(
 WORKLOADS = Metric(
     "sockledger_workloads",
     MetricType.GAUGE,
-    "Workloads with traffic so far; those not told apart (unknown, other) are one each.",
+    "Workloads that have traffic shown; those not told apart (unknown, other) are one each.",
 )
 FEATURE_ENABLED = Metric(
     "sockledger_feature_enabled",
@@ -44,7 +44,9 @@ LOST_UPDATES = Metric(
     "connections_full: no room for a TCP socket (limits.connections is too small): a connection is counted "
     "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
     "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
-    "end_unseen: a TCP socket was gone without a sign; what it counted since the last flush is missing.",
+    "end_unseen: a TCP socket was gone without a sign; what it counted since the last flush is missing. "
+    "name_full: no room for a new cgroup's name (limits.cgroups is too small), or its path is longer than "
+    "414 bytes: if it is gone before a flush, it is unknown.",
     ("reason",),
     "reasons",
 )

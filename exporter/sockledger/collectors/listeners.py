@@ -55,7 +55,9 @@ class ListenersCollector:
         }
         ports = queues.keys() | drops.keys()
         for port in self._series.keys() - ports:
-            self._births.end(DROPS.name, self._series.pop(port).labels)
+            series = self._series.pop(port)
+            if port[0] in self._ledger.books.workloads:  # or what it dropped is only not shown now
+                self._births.end(DROPS.name, series.labels)
         for port in ports - self._series.keys():
             self._series[port] = self._new_series(*port)
         for metric, at in ((QUEUE_LENGTH, self._length), (QUEUE_LIMIT, self._limit)):

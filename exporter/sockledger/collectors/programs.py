@@ -39,17 +39,19 @@ RECURSION_MISSES = Metric(
 MAP_ENTRIES = Metric(
     "sockledger_map_entries",
     MetricType.GAUGE,
-    "Entries in use at the last flush: totals, seats of sockets, and TCP sockets that are followed.",
+    "Entries in use at the last flush: totals, seats of sockets, TCP sockets that are followed, cgroups that "
+    "live or are still shown, and label sets of cgroups that are gone.",
     ("map",),
-    "3",
+    "5",
 )
 MAP_MAX_ENTRIES = Metric(
     "sockledger_map_max_entries",
     MetricType.GAUGE,
-    "Entries that fit; sockets beyond are counted more slowly, totals beyond under cgroup other, and TCP "
-    "sockets beyond are not followed.",
+    "Entries that fit; sockets beyond are counted more slowly, totals beyond under cgroup other, TCP sockets "
+    "beyond are not followed, cgroups beyond are named only if they live long enough, and for a label set "
+    "beyond the oldest ends.",
     ("map",),
-    "3",
+    "5",
 )
 KERNEL_MEMORY = Metric(
     "sockledger_kernel_memory_bytes",
@@ -83,6 +85,7 @@ class ProgramsCollector:
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
         yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])
         entries = {"totals": books.totals_entries, "sockets": books.sockets}
+        entries |= {"cgroups": books.cgroups, "label_sets": books.label_sets}
         if "tcp_totals" in datapath.sums:
             entries["tcp_sockets"] = books.connections
         yield Family(MAP_ENTRIES, [(self._maps[name], used) for name, used in entries.items()])

@@ -23,7 +23,7 @@ _UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 @dataclass(frozen=True)
 class Field:
-    """A scalar in a struct: *offset* and *size* in bytes; *names* of its enum's values, if it is one."""
+    """A member of a struct: *offset* and *size* in bytes; *names* of its enum's values, if it is one."""
 
     name: str
     offset: int
@@ -35,7 +35,8 @@ class Field:
 class Layout:
     """A struct's unsigned scalars, in order, those in arrays and nested structs under C's names for them.
 
-    That is ``rows[1].bytes``. Pointers, unions and floats are passed over.
+    That is ``rows[1].bytes``. An array of char is one member, bytes. Pointers, unions and floats are passed
+    over.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Layout:
         """The packer of one element, padded to its full size."""
         text, at = "=", 0
         for field in self.fields:
-            text += f"{field.offset - at}x{_UNSIGNED[field.size]}"
+            text += f"{field.offset - at}x{_UNSIGNED.get(field.size) or f'{field.size}s'}"
             at = field.offset + field.size
         return struct.Struct(f"{text}{self.size - at}x")
 
@@ -131,7 +132,7 @@ class Btf:
         fields = []
         for name, scalar, position, bits in self._scalars(found):
             size = bits // 8 or scalar.size_or_type
-            if position % 8 or bits % 8 or size not in _UNSIGNED:
+            if position % 8 or bits % 8 or (size in _UNSIGNED) == (scalar.kind == KIND_ARRAY):
                 raise ValueError(f"struct {found.name}: {name} is not made of bytes")
             names = self._enumerators(scalar) if scalar.kind == KIND_ENUM else {}
             fields.append(Field(name, position // 8, size, names))
@@ -159,6 +160,9 @@ class Btf:
             yield name, found, position, bits
         elif found.kind == KIND_ARRAY:
             element, count = self._array(found)
+            if element.name == "char":
+                yield name, found, position, count * 8
+                return
             stride = self._size(element) * 8
             for index in range(count):
                 yield from self._scalars(element, f"{name}[{index}]", position + index * stride)

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -18,7 +18,8 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
 from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program, run_program
 from sockledger.kernel.links import Links
-from sockledger.kernel.move import INDEX
+from sockledger.kernel.move import INDEX, Mover
+from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import open_object
 from sockledger.kernel.pins import Pins, opened
 from sockledger.kernel.upgrade import carry_over
@@ -34,6 +35,8 @@ HOT_PATH = "sl_receive"
 
 # Typical cgroups use two protocols over two families.
 TOTALS_PER_CGROUP = 4
+# By protocol and family.
+RETIRED_TOTALS = 8
 
 # The kernel's tick, which CLOCK_MONOTONIC_COARSE moves by.
 CLOCK_MONOTONIC_COARSE = 6
@@ -80,6 +83,10 @@ class Parts:
     tcp_histograms: bool = False
     udp: bool = True
 
+
+# Beside cgroups' ids, those of label sets, for which sums of cgroups that are gone are kept: their first bit
+# is set. RETIRED is where sums of label sets end.
+LABEL_SET = RETIRED = 1 << 63
 
 # By map: the part that it belongs to.
 SUMS = {
@@ -128,6 +135,43 @@ class Sums:
             yield from zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True)
 
 
+class KeptSums:
+    """A map of sums that outlive their cgroups: they go to other keys, and none is lost on the way."""
+
+    def __init__(self, table: Map) -> None:
+        """Load a program that moves them; UserError if the kernel refuses it."""
+        self._table = table
+        self._key = table.key
+        self._mover = Mover(table, table, {word: word for word in range(table.value_size // 8)})
+
+    def make(self, key: tuple[int, ...]) -> bool:
+        """Make an entry, unless there is one; return whether there was room."""
+        return self._table.make(self._key.struct.pack(*key))
+
+    def make_retired(self, protocols: Iterable[int], families: Iterable[int]) -> None:
+        """Make the entries that `retired` returns."""
+        for protocol, family in product(protocols, families):
+            members = {"protocol": protocol, "family": family}
+            self.make(self.retired(tuple(members.get(field.name, 0) for field in self._key.fields)))
+
+    def retired(self, key: tuple[int, ...]) -> tuple[int, ...]:
+        """Return where an entry's sums are kept when nobody needs to know whose they were."""
+        fields = zip(self._key.fields[1:], key[1:], strict=True)
+        return (RETIRED, *(value if field.name in ("protocol", "family") else 0 for field, value in fields))
+
+    def move(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        """Move an entry's sums to those of another, inside the kernel."""
+        self._mover.move(self._key.struct.pack(*source), self._key.struct.pack(*target))
+
+    def delete(self, key: tuple[int, ...]) -> None:
+        """Delete an entry."""
+        self._table.delete(self._key.struct.pack(*key))
+
+    def close(self) -> None:
+        """Free the program."""
+        self._mover.close()
+
+
 def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
     """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end."""
     value = opened.btf.struct("settings").pack(root=root_id, lease=lease, **asdict(parts))
@@ -148,16 +192,17 @@ class DataPath:
         cgroups: int,
         sockets: int,
         connections: int,
+        label_sets: int = 0,
         parts: Parts = Parts(),
         pins: Pins | None = None,
         lease: float = 0.0,
         image: bytes | None = None,
     ) -> None:
-        """Load the object. *cgroups* limits the totals, *sockets* how many have a seat of their own.
+        """Load the object. *cgroups* and *label_sets* limit what has sums of its own.
 
-        *connections* limits the TCP sockets that are followed. *lease*, in seconds, is for how long is
-        counted without a flush; 0: for good. UserError if the kernel refuses to load it, or the pins are of
-        another cgroup or version.
+        *sockets* limits how many have a seat of their own, *connections* the TCP sockets that are followed.
+        *lease*, in seconds, is for how long is counted without a flush; 0: for good. UserError if the kernel
+        refuses to load it, or the pins are of another cgroup or version.
         """
         self._root = root
         self._object = open_object(image=image)
@@ -172,14 +217,17 @@ class DataPath:
         for name, program in self.programs.items():
             if name == "sl_older":
                 program.set_autoload(parts.tcp or parts.udp)
-            elif name.startswith(("sl_tcp_", "sl_udp_")):
+            elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_")):
                 program.set_autoload(self._counts(name.removeprefix("sl_")))
         self.maps["sockets"].max_entries = sockets
-        self.maps["totals"].max_entries = cgroups * TOTALS_PER_CGROUP
+        self.maps["cgroups"].max_entries = cgroups
+        self.maps["label_sets"].max_entries = max(label_sets, 1)
+        rows = cgroups + label_sets
+        self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP + RETIRED_TOTALS
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
-            entries = max(cgroups, LEAST_PORTS) if name.startswith("listen_") else cgroups
-            self.maps[name].max_entries = entries + 1 if self._counts(name) else 1
+            entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
+            self.maps[name].max_entries = entries + 2 if self._counts(name) else 1
         self._kept = [each for name, each in self.maps.items() if name not in OWN and self._counts(name)]
         self._taken_over = self._take_over_maps(pins) if pins else set()
         try:
@@ -201,6 +249,12 @@ class DataPath:
                 for enum in ("protocol", "family", "role", "failure")
             )
         )
+        self.kept = {name: KeptSums(self.maps[name]) for name in ("totals", *self.sums) if name != QUEUES}
+        for kept in self.kept.values():
+            kept.make_retired(self.labels.protocol, self.labels.family)
+        # where cgroups' ends are not seen, they would stay for ever
+        self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
+        self.label_sets = KeptLabelSets(self.maps["label_sets"])
         if pins:
             self._keep_maps(pins)
             self._keep_flushes(pins)
@@ -215,6 +269,8 @@ class DataPath:
                 return self._parts.tcp
             case "udp":
                 return self._parts.udp
+            case "cgroup":
+                return not forbids_reading()
         return True
 
     # ---- pins
@@ -272,14 +328,18 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs, or replace those that are pinned. UserError if the cgroup refuses.
 
-        The ends of connections first, then those that are older, then packets; drops of datagrams last, for
-        what a socket has dropped before its packets are counted is not ours.
+        The names of cgroups first, then the ends of connections, then those that are older, then packets;
+        drops of datagrams last, for what a socket has dropped before its packets are counted is not ours.
         """
         parts, lapses = self._parts, self._lapses()
         self.flush_sockets()  # the lease begins
         if self._lapses() != lapses:
             logger.warning("nothing was counted for a while: no daemon ran, and its lease was over")
         try:
+            if self._counts("cgroup"):
+                for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
+                    self._hook(name)
+            self._note_older_cgroups()
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
@@ -320,6 +380,23 @@ class DataPath:
         attach = partial(attach_cgroup, program, self._root.fd, str(self._root.path))
         self.links.add(name, attach, partial(_replace, program, self._root.id))
 
+    def _note_older_cgroups(self) -> None:
+        """Note the cgroups that are there already, and that others are gone whose end nobody has seen.
+
+        One that is gone meanwhile its end has noted.
+        """
+        try:
+            walked = dict(self._root.walk())
+        except OSError as error:  # they are named when they count
+            logger.warning("older cgroups are not looked for", extra={"error": str(error)})
+            return
+        for cgroup_id, path in walked.items():
+            if cgroup_id != self._root.id:
+                self.cgroups.note(cgroup_id, path)
+        for cgroup_id, each in self.cgroups.all().items():
+            if not each.removed and cgroup_id not in walked:
+                self.cgroups.note_end(cgroup_id, each)
+
     def _look_for_older(self) -> None:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
 
@@ -352,6 +429,8 @@ class DataPath:
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""
         self.links.close()
+        for kept in self.kept.values():
+            kept.close()
         self._object.close()
 
     # ---- meters

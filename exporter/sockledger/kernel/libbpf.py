@@ -359,8 +359,9 @@ class Table:
 
     def make(self, key: bytes, value: bytes | None = None) -> bool:
         """Make an entry, of zeros by default, for a key that has none; return whether there was room."""
-        new = bytes(self.value_size) if value is None else value
-        result = _library().bpf_map_update_elem(self.fd, key, new, BPF_NOEXIST)
+        if value is None:
+            value = bytes(self.value_size)
+        result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)
         if result not in (-errno.EEXIST, -errno.E2BIG):
             _checked(result, f"bpf_map_update_elem on {self.name}")
         return bool(result != -errno.E2BIG)

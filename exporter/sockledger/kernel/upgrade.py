@@ -15,7 +15,8 @@ from sockledger.kernel.pins import FIXED, Pins, opened
 logger = logging.getLogger(__name__)
 
 # What a flush has emptied, makes anew, or is put in its place at each start.
-_LEFT = ("sockets", "listen_queues", "sl_tcp_states_slot", "sl_udp_drops_slot", *FIXED)
+_LEFT = ("sockets", "listen_queues", *FIXED)
+_SLOT = "_slot"
 # Not sums.
 _COPIED = ("cgroups", "label_sets", "shown")
 
@@ -31,7 +32,7 @@ def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Ke
     Totals for which there is no room are added to the overflow, at what *overflow_key* makes of their key.
     """
     name = path.name.partition("-")[0]
-    if name in _LEFT or name not in maps:
+    if name in _LEFT or name.endswith(_SLOT) or name not in maps:
         return
     target = maps[name]
     layouts = pins.layouts(path)

@@ -68,7 +68,7 @@ class Births:
         self._count = 0
         self._newest_seen = 0  # the highest number that any scraper has seen
         self._scrapers: OrderedDict[str, int] = OrderedDict()
-        self._before = {key for key, _ in shown.items()}  # shown by predecessors
+        self._written = {key for key, _ in shown.items()}
         self._unwritten: dict[int, tuple[int, int]] = {}  # number and workload, by key
         self._full = False
         self._caches: list[dict[Workload, Any]] = []
@@ -100,8 +100,10 @@ class Births:
     def _number(self, group: str | None, labels: Labels, workload: Workload | None) -> int:
         if group is not None:
             key = _key(group, labels)
-            if key in self._before:
+            if key in self._written:
                 return 0
+            if key in self._unwritten:
+                return self._unwritten[key][0]
             self._unwritten[key] = self._count + 1, _hash_of(workload)
         self._count += 1
         return self._count
@@ -109,16 +111,22 @@ class Births:
     def end(self, group: str, labels: Labels) -> None:
         """Note that a counter is gone: one with its labels is a new one, and starts at 0."""
         key = _key(group, labels)
-        self._before.discard(key)
+        self._written.discard(key)
         self._unwritten.pop(key, None)
         with suppress(KeyError):
             del self._shown[key]
 
     def by_workload(self) -> dict[Workload, _T]:
-        """Return a new dict for a collector's series, from which `forget` deletes workloads."""
+        """Return a new dict for a collector's series, from which `let_go` deletes workloads."""
         made: dict[Workload, _T] = {}
         self._caches.append(made)
         return made
+
+    def let_go(self, shown: Collection[Workload]) -> None:
+        """Free the series of all workloads but those in *shown*; one that comes back goes on as it was."""
+        for cache in self._caches:
+            for workload in cache.keys() - shown:
+                del cache[workload]
 
     def forget(self, known: Collection[Workload]) -> None:
         """End the series of all workloads but those in *known*, whose sums must be gone by then.
@@ -128,11 +136,8 @@ class Births:
         keep = {_hash_of(workload) for workload in (*known, None)}
         for key in [key for key, workload in self._shown.items() if workload not in keep]:
             del self._shown[key]
-            self._before.discard(key)
+            self._written.discard(key)
         self._unwritten = {key: entry for key, entry in self._unwritten.items() if entry[1] in keep}
-        for cache in self._caches:
-            for workload in cache.keys() - known:
-                del cache[workload]
 
     @property
     def newest(self) -> int:
@@ -174,6 +179,7 @@ class Births:
         self._full = False
         for key in due:
             del self._unwritten[key]
+        self._written.update(due)
 
 
 def _key(group: str, labels: Labels) -> int:

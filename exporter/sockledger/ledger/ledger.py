@@ -2,19 +2,23 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, TotalsKey, Traffic
+from sockledger.kernel.datapath import LABEL_SET, DataPath, TotalsKey, Traffic
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.noted import boottime
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
+from sockledger.ledger.retirement import Retirement
+from sockledger.ledger.scrapers import Scrapers
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 
 logger = logging.getLogger(__name__)
 
 MAX_AGE_SECONDS = 1.0  # a scrape flushes anew what is older
+_WORD = (1 << 64) - 1
 OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 
 # By reason of a lost update: said once, when it first occurs.
@@ -24,6 +28,7 @@ WARNINGS = {
     "connections_busy": "there was no entry for a TCP socket: not all are followed",
     "udp_sockets_full": "too many UDP sockets drop datagrams: not all of their drops are counted",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
+    "name_full": "there was no room for a cgroup's name: it may count as unknown, raise limits.cgroups",
 }
 
 
@@ -43,6 +48,7 @@ Record = tuple[int, ...]
 class Books:
     """What one flush found."""
 
+    workloads: frozenset[Workload]  # that are shown, if they have any sums
     accounts: dict[Account, Traffic]
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
     node: dict[str, int]  # by the members of struct node_totals
@@ -51,21 +57,42 @@ class Books:
     totals_entries: int
     sockets: int
     connections: int  # TCP sockets that are followed, listening ones too
+    cgroups: int  # that are noted
+    label_sets: int  # that are kept
     seconds: float  # how long the flush took
+    began: int  # CLOCK_BOOTTIME in nanoseconds
 
 
 class Ledger:
     """All of the counting of one daemon. Not for more than one thread."""
 
-    def __init__(self, datapath: DataPath, root: CgroupRoot, meters: Meters) -> None:
+    def __init__(
+        self,
+        datapath: DataPath,
+        root: CgroupRoot,
+        meters: Meters,
+        *,
+        gone: float = 600.0,
+        forget: Callable[[set[Workload]], None] | None = None,
+        clock: Callable[[], int] = boottime,
+    ) -> None:
+        """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
+
+        *forget* is told which workloads are known when the sums of others have ended.
+        """
         self.datapath = datapath
+        self.scrapers = Scrapers(clock)
+        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, clock)
+        self._forget = forget
+        self._ended = True  # of what the last daemon ended it may not have told
+        self._clock = clock
         self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
         self._meters = meters
-        self._names = Names(root)
+        self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books({}, {}, {}, {}, {}, 0, 0, 0, 0.0)
+        self.books = Books(frozenset(), {}, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0.0, 0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -74,7 +101,7 @@ class Ledger:
 
     def flush(self) -> None:
         """Drain all sockets, read all totals, and reconcile them with the root's own count."""
-        start = time.monotonic()
+        start, began = time.monotonic(), self._clock()
         self._meters.follow()
         before = self.datapath.control(self._root.id)
         sockets = self.datapath.flush_sockets()
@@ -106,9 +133,17 @@ class Ledger:
         self._detached = detached
         self._flushed = time.monotonic()
         sums = {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
+        noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
-        workloads = {**self._names.resolve(ids - {OVERFLOW_ID}), OVERFLOW_ID: OVERFLOW}
+        asked = {each for each in ids if 0 < each < LABEL_SET}
+        named = self._names.resolve(asked, noted)
+        counting = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
+        for rows in sums.values():
+            counting |= {key[0] for key, record in rows.items() if any(record)}
+        visible = self._retirement.shown(named, noted, counting)
+        workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
+            workloads=frozenset(workloads.values()),
             accounts=self._accounts(totals, overflow, workloads),
             sums={name: _by_workload(rows, workloads) for name, rows in sums.items()},
             node=self.datapath.node_totals(),
@@ -117,8 +152,18 @@ class Ledger:
             totals_entries=len(totals),
             sockets=sockets,
             connections=connections,
+            cgroups=len(noted),
+            label_sets=len(self._retirement.label_sets),
             seconds=self._flushed - start,
+            began=began,
         )
+        kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
+        self._ended |= self._retirement.advance(began, kept, noted, visible)
+        if self._ended and self._forget and asked <= named.keys() | noted.keys():  # all that count are known
+            self._forget(
+                {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
+            )
+            self._ended = False
 
     def _accounts(
         self,
@@ -147,8 +192,13 @@ def _by_workload(
         if cgroup_id not in workloads or (cgroup_id == OVERFLOW_ID and not any(record)):
             continue
         key = workloads[cgroup_id], tuple(rest)
-        found[key] = tuple(map(int.__add__, found[key], record)) if key in found else record
+        found[key] = tuple(map(_plus, found[key], record)) if key in found else record
     return found
+
+
+def _plus(one: int, other: int) -> int:
+    """Return the sum of two words: a gauge's row is negative where what it began with was moved."""
+    return (one + other) & _WORD
 
 
 def sum_up(parts: list[Traffic]) -> Traffic:

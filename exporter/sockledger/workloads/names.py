@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ class Workload(NamedTuple):
 
 
 OVERFLOW = Workload(cgroup="other")  # totals that found their map full
-UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked
+UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
+
+HIERARCHY = 1  # the id of the hierarchy's root, and of the kernel's own packets
 
 
 def label_value(path: str) -> str:
@@ -32,29 +35,61 @@ def label_value(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-class Names:
-    """Workloads by cgroup id. A cgroup that is gone keeps the name it had."""
+class CgroupNotes(Protocol):
+    """Where cgroups are noted, as `kernel.noted.NotedCgroups`: for so many there is *room*."""
 
-    def __init__(self, root: CgroupRoot) -> None:
+    room: int
+
+    def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
+        """Note a cgroup that is not there; return whether there is room for it."""
+
+
+class Names:
+    """Workloads by cgroup id, as noted in the kernel. A cgroup keeps the name that it had first."""
+
+    def __init__(self, root: CgroupRoot, notes: CgroupNotes) -> None:
         self._root = root
+        self._notes = notes
         self._known: dict[int, Workload] = {}
         self._may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
 
-    def resolve(self, cgroup_ids: Collection[int]) -> dict[int, Workload]:
-        """Return the workloads of *cgroup_ids*, and forget all others.
+    def resolve(
+        self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
+    ) -> Mapping[int, Workload]:
+        """Return the workloads of *cgroup_ids* and of all that are *noted*, and forget all others.
 
-        What a passing fault keeps from being named is left out: under a stopgap name a counter would fall.
+        What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
+        from being named is left out: under a stopgap name a counter would fall.
         """
-        new = [cgroup_id for cgroup_id in cgroup_ids if cgroup_id not in self._known]
-        self._known = {
-            cgroup_id: self._known[cgroup_id] for cgroup_id in cgroup_ids if cgroup_id in self._known
+        known = {
+            cgroup_id: self._known.get(cgroup_id) or _workload(each.path)
+            for cgroup_id, each in noted.items()
+            if each.removed != ENDED
         }
+        others = [cgroup_id for cgroup_id in cgroup_ids if cgroup_id not in noted]
+        known |= {cgroup_id: self._known[cgroup_id] for cgroup_id in others if cgroup_id in self._known}
+        self._known = known
+        to_note = set(others) - {HIERARCHY, self._root.id} if len(noted) < self._notes.room else set()
         try:
-            for cgroup_id, path in self._paths(new):
-                self._known[cgroup_id] = UNKNOWN if path is None else Workload(cgroup=label_value(path))
+            asked = [each for each in others if each in to_note or each not in known]
+            for cgroup_id, path in self._paths(asked):
+                known.setdefault(cgroup_id, _workload(path or ""))
+                if cgroup_id in to_note:
+                    self._note(cgroup_id, alive=path is not None)
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
-        return self._known
+        return known
+
+    def _note(self, cgroup_id: int, *, alive: bool) -> None:
+        """Note what a cgroup is called, so that it stays so for the next daemon, too."""
+        workload = self._known[cgroup_id]
+        path = "" if workload == UNKNOWN else workload.cgroup
+        if alive:
+            self._notes.note(cgroup_id, path)
+        else:
+            now = boottime()
+            # a path that is too long is known to this daemon alone
+            self._notes.note(cgroup_id, path, now) or self._notes.note(cgroup_id, "", now)
 
     def _paths(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """Yield each cgroup's path, None if it is gone."""
@@ -67,3 +102,7 @@ class Names:
             walked = dict(self._root.walk())
             for cgroup_id in cgroup_ids:
                 yield cgroup_id, walked.get(cgroup_id)
+
+
+def _workload(path: str) -> Workload:
+    return Workload(cgroup=label_value(path)) if path else UNKNOWN

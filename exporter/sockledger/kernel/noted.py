@@ -1,0 +1,121 @@
+"""What is noted beside sums: cgroups by id, and label sets that sums of gone cgroups are kept for."""
+
+import os
+import time
+from typing import NamedTuple
+
+from sockledger.kernel.libbpf import Map
+
+LABELS = 5
+
+# For a cgroup's `removed`: its sums are not kept, and it is not shown any more.
+ENDED = (1 << 64) - 1
+
+
+def boottime() -> int:
+    """Return CLOCK_BOOTTIME in nanoseconds."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class NotedCgroup(NamedTuple):
+    """A cgroup below the root. Times are of CLOCK_BOOTTIME, in nanoseconds; 0: not yet."""
+
+    removed: int
+    released: int  # nothing counts for it any more
+    path: str  # empty where nobody knows it
+
+
+class KeptLabelSet(NamedTuple):
+    """A label set. *seen* is when its last cgroup was forgotten, CLOCK_BOOTTIME in nanoseconds."""
+
+    seen: int
+    labels: tuple[str, ...]
+
+
+class NotedCgroups:
+    """The map `cgroups`, which the kernel fills as cgroups come and go. There is *room* for so many."""
+
+    def __init__(self, table: Map, room: int) -> None:
+        self._table = table
+        self.room = room
+        self._key, self._value = table.key.struct, table.value.struct
+        self._path_bytes = table.value.field("path").size
+
+    def all(self) -> dict[int, NotedCgroup]:
+        """Return them by id."""
+        found = {}
+        for keys, values in self._table.batches():
+            for (cgroup_id,), (removed, released, level, path) in zip(
+                self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
+            ):
+                name = _below(os.fsdecode(path[: path.index(0)]), level)
+                found[cgroup_id] = NotedCgroup(removed, released, name)
+        return found
+
+    def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
+        """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
+        encoded = os.fsencode(path)
+        if not self.room or len(encoded) >= self._path_bytes:
+            return False
+        return self._table.make(self._key.pack(cgroup_id), self._value.pack(gone, gone, 0, encoded))
+
+    def note_end(self, cgroup_id: int, each: NotedCgroup) -> None:
+        """Note that a cgroup is gone whose end was not seen."""
+        now = boottime()
+        self._table.update(self._key.pack(cgroup_id), self._value.pack(now, now, 0, os.fsencode(each.path)))
+
+    def end(self, cgroup_id: int, each: NotedCgroup) -> None:
+        """Note that a cgroup's sums are not kept."""
+        self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, each.released, 0, b""))
+
+    def forget(self, cgroup_id: int) -> None:
+        """Delete a cgroup."""
+        self._table.delete(self._key.pack(cgroup_id))
+
+
+class KeptLabelSets:
+    """The map `label_sets`."""
+
+    def __init__(self, table: Map) -> None:
+        self._table = table
+        self._key, self._value = table.key.struct, table.value.struct
+        self._labels_bytes = table.value.field("labels").size
+
+    def all(self) -> dict[int, KeptLabelSet]:
+        """Return them by id."""
+        found = {}
+        for keys, values in self._table.batches():
+            for (label_set_id,), (seen, labels) in zip(
+                self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
+            ):
+                found[label_set_id] = KeptLabelSet(seen, tuple(labels.decode().split("\0")[:LABELS]))
+        return found
+
+    def fits(self, labels: tuple[str, ...]) -> bool:
+        """Whether a label set is not too long."""
+        return len(_joined(labels)) <= self._labels_bytes
+
+    def make(self, label_set_id: int, each: KeptLabelSet) -> bool:
+        """Write a label set that is not there; return whether there was room for it."""
+        return self.fits(each.labels) and self._table.make(self._key.pack(label_set_id), self._pack(each))
+
+    def update(self, label_set_id: int, each: KeptLabelSet) -> None:
+        """Write one that is there anew."""
+        self._table.update(self._key.pack(label_set_id), self._pack(each))
+
+    def _pack(self, each: KeptLabelSet) -> bytes:
+        return self._value.pack(each.seen, _joined(each.labels))
+
+    def forget(self, label_set_id: int) -> None:
+        """Delete a label set."""
+        self._table.delete(self._key.pack(label_set_id))
+
+
+def _joined(labels: tuple[str, ...]) -> bytes:
+    """Return values as the map has them; the rest of it are NULs, too."""
+    return "\0".join(labels).encode()
+
+
+def _below(path: str, level: int) -> str:
+    """Return a path without its first *level* components."""
+    return "/".join(["", *path.split("/")[1 + level :]]) if level else path

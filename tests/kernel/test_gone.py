@@ -1,0 +1,679 @@
+"""Cgroups that are gone: each has had its name, and what it has counted stays with it."""
+
+import gc
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+from tests.kernel import ledger as kernel_ledger
+from tests.kernel.ledger import CGROUPS, NOTHING, all_totals, control, repeating, stop_counting
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
+from tests.kernel.tcp import ESTABLISHED, new_ends, reset
+from tests.kernel.traffic import scaled
+from tests.patience import eventually
+
+from sockledger.collectors.registry import COLLECTORS, Registry
+from sockledger.exposition.family import Series
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import RETIRED, DataPath
+from sockledger.kernel.libbpf import Program, Table
+from sockledger.kernel.meters import Meters
+from sockledger.kernel.noted import boottime
+from sockledger.kernel.shown import ShownMap
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.retirement import label_set_id
+from sockledger.workloads.names import Workload
+
+HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
+HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+GONE = 600.0
+SECOND = 10**9
+LONG_ENOUGH = int(GONE + 1) * SECOND
+attached = partial(kernel_ledger.attached, label_sets=CGROUPS)
+DAY = 86400 * SECOND
+
+
+class Clock:
+    """CLOCK_BOOTTIME, and what the test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+
+    def __call__(self) -> int:
+        return boottime() + self.ahead
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def ledger_of(path: DataPath, root: CgroupRoot, clock: Clock) -> Ledger:
+    return Ledger(path, root, Meters((), root, path), gone=GONE, clock=clock)
+
+
+@contextmanager
+def new_socket(
+    netns: Netns, cgroup: Cgroup, family: socket.AddressFamily = socket.AF_INET
+) -> Iterator[socket.socket]:
+    """A UDP socket of the cgroup, bound, that nothing else sends to."""
+    with netns.entered(), cgroup.joined(), socket.socket(family, socket.SOCK_DGRAM) as made:
+        made.bind((HOSTS[family], 0))
+        made.settimeout(20)
+        yield made
+
+
+def exchange(made: socket.socket, number: int, size: int = 100) -> int:
+    """Send datagrams from a socket to itself; return the bytes sent, and received."""
+    for _ in range(number):
+        made.sendto(bytes(size), made.getsockname())
+        assert len(made.recv(65536)) == size
+    return number * (size + HEADERS[made.family])
+
+
+def send(
+    netns: Netns,
+    cgroup: Cgroup,
+    number: int = 10,
+    size: int = 100,
+    family: socket.AddressFamily = socket.AF_INET,
+) -> int:
+    with new_socket(netns, cgroup, family) as made:
+        return exchange(made, number, size)
+
+
+def sent(ledger: Ledger) -> dict[str, int]:
+    """Return the bytes sent of each cgroup that is shown, by name."""
+    found: Counter[str] = Counter()
+    for account, traffic in ledger.books.accounts.items():
+        assert traffic.transmit_bytes == traffic.receive_bytes
+        found[account.workload.cgroup] += traffic.transmit_bytes
+    return dict(found)
+
+
+def released(path: DataPath, number: int) -> None:
+    """Wait until the kernel has released so many of the cgroups that are noted."""
+    eventually(lambda: sum(each.released > 0 for each in path.cgroups.all().values()) == number, "released")
+
+
+def fold(ledger: Ledger, clock: Clock) -> None:
+    """Let enough time go by, and all that is gone be folded and forgotten."""
+    clock.ahead += LONG_ENOUGH
+    for _ in range(3):
+        ledger.flush()
+
+
+def assert_balanced(path: DataPath, root: CgroupRoot) -> None:
+    """All that is in the maps is all that has passed the root, to the byte."""
+    stop_counting(path)
+    path.flush_sockets()
+    path.grace_period()
+    assert all_totals(path) == control(path, root) != NOTHING
+
+
+def entries(path: DataPath) -> dict[str, int]:
+    """Return how many entries there are in each map that grows with cgroups."""
+    names = ("cgroups", "label_sets", "shown", *path.kept)
+    return {
+        name: sum(len(keys) for keys, _ in path.maps[name].batches()) // path.maps[name].key_size
+        for name in names
+    }
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("period", [0.05, None], ids=["flushed meanwhile", "nobody looks"])
+def test_a_thousand_short_lives(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, period: float | None
+) -> None:
+    """Each lives for about 100 ms and sends a number of bytes of its own."""
+    count, at_once = scaled(1000), 50
+    truth = {}
+    with attached(below, cgroups=2 * count) as path:
+        ledger = Ledger(path, below, Meters((), below, path))
+        with repeating(ledger.flush, period):
+            for first in range(0, count, at_once):
+                with ExitStack() as stack:
+                    for number in range(first, min(first + at_once, count)):
+                        cgroup = stack.enter_context(new_cgroup(parent.path, f"job-{number}"))
+                        truth[f"/job-{number}"] = send(netns, cgroup, 1 + number % 3, 100 + number)
+                    time.sleep(0.1)
+        released(path, count)
+        ledger.flush()
+        assert sent(ledger) == truth
+        assert path.lost_updates()["name_full"] == 0
+        assert_balanced(path, below)
+
+
+def test_below_another_root(parent: Cgroup, netns: Netns) -> None:
+    """Names begin at the cgroup in which we count; those beside it are not noted."""
+    with ExitStack() as stack:
+        root_cgroup = stack.enter_context(new_cgroup(parent.path, "root"))
+        root = CgroupRoot(root_cgroup.path)
+        stack.callback(os.close, root.fd)
+        older = stack.enter_context(new_cgroup(root_cgroup.path, "older"))
+        path = stack.enter_context(attached(root))
+        a = stack.enter_context(new_cgroup(root_cgroup.path, "a"))
+        b = stack.enter_context(new_cgroup(a.path, os.fsdecode(b"b \xff")))
+        stack.enter_context(new_cgroup(parent.path, "beside"))
+        assert {number: each.path for number, each in path.cgroups.all().items()} == {
+            older.id: "/older",
+            a.id: "/a",
+            b.id: os.fsdecode(b"/a/b \xff"),
+        }
+
+
+def test_other_hierarchies_are_not_noted(root: CgroupRoot, parent: Cgroup, tmp_path: Path) -> None:
+    """Cgroup v1's ids coincide with v2's: its cgroups come and go until one has."""
+    with ExitStack() as stack:
+        path = stack.enter_context(attached(root))
+        # ids go up by the number of a cgroup's files, which are not as many in both hierarchies
+        ours = {
+            cgroup.id: f"/{parent.path.name}/{cgroup.path.name}"
+            for cgroup in (stack.enter_context(new_cgroup(parent.path, f"{n}")) for n in range(100))
+        }
+        other = tmp_path / "v1"
+        other.mkdir()
+        run("mount", "-t", "cgroup", "-o", "none,name=sockledger-test", "none", str(other))
+        stack.callback(run, "umount", str(other))
+        met = set()
+        number = 0
+        while number < max(ours):
+            with new_cgroup(other, "other") as cgroup:
+                number = cgroup.id
+            met |= {number} & ours.keys()
+        assert met
+        noted = path.cgroups.all()
+        assert {number: noted[number].path for number in ours} == ours
+        assert not any(noted[number].removed or noted[number].released for number in ours)
+        assert not any("other" in each.path for each in noted.values())
+
+
+LONGEST = 414
+
+
+@pytest.mark.parametrize("length", [LONGEST, LONGEST + 1])
+def test_a_long_path_is_never_cut(parent: Cgroup, netns: Netns, length: int, clock: Clock) -> None:
+    prefix = f"/{parent.path.name}/"
+    first, second = "a" * 200, "b" * (length - len(prefix) - 201)
+    with ExitStack() as stack:
+        stack.enter_context(new_cgroup(parent.path, "beside"))
+        root = CgroupRoot(parent.path)
+        stack.callback(os.close, root.fd)
+        path = stack.enter_context(attached(root))
+        ledger = ledger_of(path, root, clock)
+        outer = stack.enter_context(new_cgroup(parent.path, first))
+        with new_cgroup(outer.path, second) as cgroup:
+            truth = {f"/{first}/{second}": send(netns, cgroup)}
+            ledger.flush()
+            assert sent(ledger) == truth
+        assert path.lost_updates()["name_full"] == (length > LONGEST)
+        eventually(lambda: not (outer.path / second).exists())
+        for _ in range(3):
+            ledger.flush()
+        assert sent(ledger) == truth
+        eventually(lambda: any(each.released for each in path.cgroups.all().values()))
+        fold(ledger, clock)
+        assert sent(ledger) == {}
+        assert_balanced(path, root)
+
+
+def test_no_room_for_names(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """Those beyond are named if a flush sees them; all are counted, and there is room again later."""
+    with ExitStack() as stack:
+        path = stack.enter_context(attached(below, cgroups=3))
+        ledger = ledger_of(path, below, clock)
+        with ExitStack() as lives:
+            cgroups = [lives.enter_context(new_cgroup(parent.path, f"{n}")) for n in range(6)]
+            truth = {f"/{n}": send(netns, cgroup, 1 + n) for n, cgroup in enumerate(cgroups)}
+            assert path.lost_updates()["name_full"] == 3
+            with new_cgroup(parent.path, "short") as cgroup:
+                truth["unknown"] = send(netns, cgroup, 50)
+            eventually(lambda: below.path_of(cgroups[5].id) is not None)
+            ledger.flush()
+            assert sent(ledger) == truth
+        released(path, 3)
+        ledger.flush()
+        assert sent(ledger) == truth
+        for _ in range(3):
+            fold(ledger, clock)
+        assert sent(ledger) == {}
+        assert path.cgroups.all() == {}
+        assert path.lost_updates()["name_full"] == 4
+        assert {key.cgroup_id for key, _ in path.totals()} == {RETIRED, *path.label_sets.all()}
+        assert_balanced(path, below)
+
+
+# ---- ends
+
+
+def test_sockets_that_outlive_their_cgroup(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """They count for it as long as they live; it is hidden while they are silent."""
+    with attached(below) as path, ExitStack() as stack:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as made:
+            number = a.id
+            truth = exchange(made, 3)
+            held = stack.enter_context(made.dup())
+        held.settimeout(20)
+        for _ in range(3):
+            ledger.flush()
+            assert sent(ledger) == {"/a": truth}
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+            removed, released_at, name = path.cgroups.all()[number]
+            assert (removed > 0, released_at, name) == (True, 0, "/a")
+            truth += exchange(held, 7)
+        # while it counts it is shown
+        for _ in range(5):
+            clock.ahead += LONG_ENOUGH
+            truth += exchange(held, 1)
+            for _ in range(3):
+                ledger.flush()
+                assert sent(ledger) == {"/a": truth}
+        held.close()
+        released(path, 1)
+        fold(ledger, clock)
+        assert sent(ledger) == {}
+        assert entries(path)["cgroups"] == 0
+        assert_balanced(path, below)
+
+
+def test_shown_until_its_time_has_come(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a") as a:
+            truth = {"/a": send(netns, a)}
+        released(path, 1)
+        clock.ahead += int(GONE - 60) * SECOND
+        for _ in range(3):
+            ledger.flush()
+            assert sent(ledger) == truth
+            assert path.label_sets.all() == {}
+        # a scraper that has not seen it yet, in a page at least where it was not new
+        for pages in range(3):
+            clock.ahead += 61 * SECOND
+            ledger.scrapers.note_page("one", 0 if pages == 0 else ledger.books.began)
+            ledger.flush()
+            assert sent(ledger) == truth
+            assert bool(path.label_sets.all()) == (pages == 2)
+        for _ in range(2):
+            ledger.flush()
+        assert sent(ledger) == {}
+
+
+def test_one_that_counted_nothing(parent: Cgroup, below: CgroupRoot, clock: Clock) -> None:
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a"):
+            ledger.flush()
+            assert len(path.cgroups.all()) == 1
+        released(path, 1)
+        ledger.flush()
+        assert path.cgroups.all() == {}
+
+
+def test_folded_under_the_traffic_of_another_with_the_same_path(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """A unit that is started again, and again: one series, which never falls."""
+    truth, seen = 0, [0]
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        for _ in range(10):
+            with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as made:
+                bytes_sent = [exchange(made, 20)]
+
+                def send_one(made: socket.socket = made, bytes_sent: list[int] = bytes_sent) -> None:
+                    bytes_sent.append(made.sendto(bytes(100), made.getsockname()) + HEADERS[made.family])
+
+                with repeating(send_one, 0.0005):
+                    for _ in range(3):
+                        clock.ahead += LONG_ENOUGH
+                        ledger.flush()
+                        seen.append(sent_so_far(ledger))
+                truth += sum(bytes_sent)
+            eventually(lambda: any(each.released for each in path.cgroups.all().values()))
+        ledger.flush()
+        assert seen == sorted(seen)
+        assert sent(ledger) == {"/a": truth}
+        assert entries(path)["cgroups"] <= 2
+        assert_balanced(path, below)
+
+
+def sent_so_far(ledger: Ledger) -> int:
+    (traffic,) = ledger.books.accounts.values()
+    return traffic.transmit_bytes
+
+
+def test_all_sums_are_kept(parent: Cgroup, below: CgroupRoot, clock: Clock) -> None:
+    """Each map's rows, word by word; a listener's port stays, too, until the label set ends."""
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        retired = {name: dict(rows_of(path, name)) for name in path.kept}
+        with new_cgroup(parent.path, "a") as a:
+            number = a.id
+        released(path, 1)
+        members = {"protocol": 2, "family": 1, "peer": 3, "tag": 4, "port": 80}
+        wanted = {}
+        for name in path.kept:
+            table = path.maps[name]
+            key = tuple(members.get(field.name, number) for field in table.key.fields)
+            sums = tuple(range(1000, 1000 + len(table.value.fields)))
+            table.update(table.key.struct.pack(*key), table.value.struct.pack(*sums))
+            wanted[name] = key[1:], sums
+        clock.ahead += LONG_ENOUGH
+        label_set = label_set_id(Workload(cgroup="/a"))
+        for _ in range(3):
+            ledger.flush()
+        for name, (rest, sums) in wanted.items():
+            assert dict(rows_of(path, name)) == {**retired[name], (label_set, *rest): sums}
+        clock.ahead += DAY
+        for _ in range(2):
+            ledger.flush()
+        for name, (rest, sums) in wanted.items():
+            key = (RETIRED, 2, 1, 0, 0) if name == "totals" else (RETIRED, *(0 for _ in rest))
+            assert dict(rows_of(path, name)) == {**retired[name], key: sums}
+
+
+def rows_of(path: DataPath, name: str) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    table = path.maps[name]
+    for keys, values in table.batches():
+        yield from zip(table.key.unpack_all(keys), table.value.unpack_all(values), strict=True)
+
+
+def test_connections_that_outlive_their_cgroup(
+    parent: Cgroup, below: CgroupRoot, server: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """What is open is counted across the cgroup's rows and its label set's, beside one with the same path."""
+    with attached(below) as path, ExitStack() as stack:
+        ledger = ledger_of(path, below, clock)
+
+        def open_now() -> tuple[int, int, int]:
+            ledger.flush()
+            names = path.sums["tcp_totals"].fields
+            record = ledger.books.sums["tcp_totals"][Workload(cgroup="/a"), ()]
+            found = dict(zip(names, record, strict=True))
+            return found["opened[0]"], found["closed[0]"], found[f"sockets[{ESTABLISHED}]"]
+
+        with new_cgroup(parent.path, "a") as a:
+            gone = a.id
+            older = stack.enter_context(new_ends(a, server, netns)).pairs(3)
+            assert open_now() == (3, 0, 3)
+        a = stack.enter_context(new_cgroup(parent.path, "a"))
+        with new_ends(a, server, netns) as ends:
+            newer = ends.pairs(2)
+            for _ in range(3):
+                assert open_now() == (5, 0, 5)
+                clock.ahead += LONG_ENOUGH
+            for ended, pair in enumerate(older, 1):
+                reset(pair.client)
+                for _ in range(3):
+                    assert open_now() == (5, ended, 5 - ended)
+                    clock.ahead += LONG_ENOUGH
+            eventually(lambda: open_now() == (5, 3, 2) and gone not in path.cgroups.all())
+            reset(newer[0].client)
+            assert open_now() == (5, 4, 1)
+
+
+def test_comes_back_within_a_day(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        truth = 0
+        for _ in range(3):
+            with new_cgroup(parent.path, "a") as a:
+                ledger.flush()
+                assert sent(ledger) == ({"/a": truth} if truth else {}), "as it was, before any traffic"
+                truth += send(netns, a)
+                ledger.flush()
+                assert sent(ledger) == {"/a": truth}
+            released(path, 1)
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+            clock.ahead += DAY - 2 * LONG_ENOUGH
+            ledger.flush()
+        assert entries(path)["label_sets"] == 1
+        clock.ahead += 3 * LONG_ENOUGH
+        for _ in range(2):
+            ledger.flush()
+        assert entries(path)["label_sets"] == 0
+        with new_cgroup(parent.path, "a") as a:
+            again = send(netns, a)
+            ledger.flush()
+            assert sent(ledger) == {"/a": again}
+        assert_balanced(path, below)
+
+
+def test_no_room_for_label_sets(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """The oldest end, and their sums stay in the sum of all."""
+    with attached(below, label_sets=2) as path:
+        ledger = ledger_of(path, below, clock)
+        for name in "abcde":
+            with new_cgroup(parent.path, name) as cgroup:
+                truth = {f"/{name}": send(netns, cgroup)}
+                ledger.flush()
+                assert sent(ledger) == truth
+            released(path, 1)
+            fold(ledger, clock)
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+        kept = {each.labels[-1] for each in path.label_sets.all().values()}
+        assert kept == {"/d", "/e"}
+        with ExitStack() as lives:
+            for name in "de":
+                lives.enter_context(new_cgroup(parent.path, name))
+            ledger.flush()
+            before = sent(ledger)
+            assert before.keys() == {"/d", "/e"}
+            # with both label sets in use there is none for a third: it is never shown again
+            with new_cgroup(parent.path, "f") as cgroup:
+                send(netns, cgroup)
+                ledger.flush()
+                assert sent(ledger).keys() == {"/d", "/e", "/f"}
+            at_last = sent(ledger)
+            released(path, 1)
+            clock.ahead += LONG_ENOUGH
+            for _ in range(3):
+                ledger.flush()
+                assert sent(ledger) in (at_last, before)
+            assert sent(ledger) == before
+            assert entries(path)["cgroups"] == 2
+        assert_balanced(path, below)
+
+
+def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below, cgroups=1024, label_sets=2000) as path:
+        births = Births(ShownMap(path.maps["shown"]))
+        meters = Meters((), below, path)
+        ledger = Ledger(path, below, meters, gone=GONE, forget=births.forget, clock=clock)
+        registry = Registry(COLLECTORS, ledger, births)
+
+        def collect() -> None:
+            births.let_go(ledger.books.workloads)
+            registry.collect()
+            births.note_seen("one", births.newest)
+
+        def series() -> int:
+            """How many there are of our cgroups."""
+            collect()
+            gc.collect()
+            found = [each for each in gc.get_objects() if isinstance(each, Series)]
+            return sum("/job-" in value for each in found for _, value in each.labels)
+
+        def round_of(count: int, first: int) -> None:
+            with ExitStack() as stack:
+                for number in range(first, first + count):
+                    cgroup = stack.enter_context(new_cgroup(parent.path, f"job-{number}"))
+                    send(netns, cgroup, 1)
+                ledger.flush()
+                assert series() == count
+            released(path, count)
+            for _ in range(2):  # first the oldest label sets end
+                fold(ledger, clock)
+            assert entries(path)["cgroups"] == series() == 0
+
+        ledger.flush()
+        collect()  # what is of no workload
+        start = entries(path)
+        round_of(10, 0)
+        clock.ahead += DAY
+        for _ in range(3):
+            ledger.flush()
+        assert entries(path) == start
+        for first in range(0, scaled(5000), 500):
+            round_of(min(500, scaled(5000)), first)
+        assert entries(path)["label_sets"] <= 2000
+        clock.ahead += DAY
+        for _ in range(3):
+            ledger.flush()
+        assert entries(path) == start
+        assert_balanced(path, below)
+
+
+# ---- killed
+
+
+# The kernel's programs, and grace periods.
+EACH_FLUSH = {"run": 3, "update": 2}
+
+
+class Killed(BaseException):
+    """Like kill -9: nothing but the kernel's maps is left."""
+
+
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Iterator[list[str]]:
+    """Let user space end at its *call*-th call that may change a map; yields the calls that were made."""
+    made: list[str] = []
+    with monkeypatch.context() as patched:
+        for kind, name in ((Table, "make"), (Table, "update"), (Table, "delete"), (Program, "run")):
+            patched.setattr(kind, name, _counted(getattr(kind, name), made, call))
+        yield made
+
+
+def _counted(function: Callable[..., object], made: list[str], call: int) -> Callable[..., object]:
+    def counted(*arguments: object) -> object:
+        if len(made) == call:
+            raise Killed
+        made.append(function.__name__)
+        return function(*arguments)
+
+    return counted
+
+
+class Lives:
+    """One ledger after another over the same maps."""
+
+    def __init__(
+        self, path: DataPath, below: CgroupRoot, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.calls: list[str] = []  # of the last one that was not killed, beside those of each flush
+        self._new = partial(ledger_of, path, below, clock)
+        self._clock = clock
+        self._monkeypatch = monkeypatch
+
+    def live(self, ahead: int, flushes: int, truth: list[dict[str, int]]) -> dict[str, int]:
+        """Let time go by, and flush; each time one of *truth* is shown. Returns the last."""
+        ledger = self._new()
+        self._clock.ahead += ahead
+        for _ in range(flushes):
+            ledger.flush()
+            assert sent(ledger) in truth
+        return sent(ledger)
+
+    def killed(self, call: int, ahead: int, flushes: int, truth: list[dict[str, int]]) -> bool:
+        """The same, killed at one of its calls; returns whether it makes so many."""
+        try:
+            with killed_at(self._monkeypatch, call) as calls:
+                self.live(ahead, flushes, truth)
+        except Killed:
+            return True
+        steps = Counter(calls) - Counter({name: flushes * count for name, count in EACH_FLUSH.items()})
+        self.calls = sorted(steps.elements())
+        return False
+
+
+def test_killed_while_folding(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next daemon goes on, and what is shown never falls."""
+    with attached(below) as path:
+        lives = Lives(path, below, clock, monkeypatch)
+        killed = True
+        for number in count():
+            if not killed:
+                break
+            name = f"/{number}"
+            with new_cgroup(parent.path, name[1:]) as cgroup:
+                truth = {name: send(netns, cgroup) + send(netns, cgroup, family=socket.AF_INET6)}
+            released(path, 1)
+            killed = lives.killed(number, LONG_ENOUGH, 3, [truth, {}])
+            assert lives.live(LONG_ENOUGH, 3, [truth, {}]) == {}
+            assert entries(path)["cgroups"] == 0
+            with new_cgroup(parent.path, name[1:]):
+                assert lives.live(0, 1, [truth]) == truth
+            released(path, 1)
+            lives.live(0, 1, [{}])
+        # two rows, one label set, one cgroup
+        assert lives.calls == [*["delete"] * 3, *["make"] * 3, *["run"] * 2]
+        assert_balanced(path, below)
+
+
+def test_killed_while_a_label_set_ends(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(below) as path:
+        lives = Lives(path, below, clock, monkeypatch)
+        lives.live(0, 1, [{}])
+        before = entries(path)
+        killed = True
+        for number in count():
+            if not killed:
+                break
+            with new_cgroup(parent.path, "a") as a:
+                truth = {"/a": send(netns, a) + send(netns, a, family=socket.AF_INET6)}
+            released(path, 1)
+            assert lives.live(LONG_ENOUGH, 3, [truth, {}]) == {}
+            killed = lives.killed(number, DAY, 2, [{}])
+            lives.live(0, 2, [{}])
+            assert entries(path) == before
+        assert lives.calls == [*["delete"] * 3, *["run"] * 2]
+        assert_balanced(path, below)
+
+
+def test_killed_while_sums_end_that_find_no_label_set(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(below, label_sets=1) as path:
+        lives = Lives(path, below, clock, monkeypatch)
+        with new_cgroup(parent.path, "first") as first:
+            only = {"/first": send(netns, first)}
+        released(path, 1)
+        lives.live(LONG_ENOUGH, 3, [only, {}])
+        with new_cgroup(parent.path, "first"):
+            lives.live(0, 1, [only])
+            before = entries(path)
+            killed = True
+            for number in count():
+                if not killed:
+                    break
+                with new_cgroup(parent.path, "a") as a:
+                    sums = send(netns, a) + send(netns, a, family=socket.AF_INET6)
+                    truth = {"/a": sums, **only}
+                released(path, 1)
+                killed = lives.killed(number, LONG_ENOUGH, 3, [truth, only])
+                assert lives.live(LONG_ENOUGH, 3, [truth, only]) == only
+                lives.live(0, 1, [only])
+                assert entries(path) == before
+        assert_balanced(path, below)

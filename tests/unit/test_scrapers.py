@@ -1,0 +1,58 @@
+from sockledger.ledger.scrapers import MOST, RECENT, Scrapers
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 10 * RECENT
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def test_two_pages_after_the_end() -> None:
+    clock = Clock()
+    scrapers = Scrapers(clock)
+    end = clock.now
+    assert scrapers.have_seen(end), "there is none"
+    for began, seen in ((end - 1, False), (end, False), (end + 1, False), (end + 1, True)):
+        scrapers.note_page("one", began)
+        assert scrapers.have_seen(end) == seen
+    assert not scrapers.have_seen(end + 1)
+
+
+def test_all_of_them() -> None:
+    clock = Clock()
+    scrapers = Scrapers(clock)
+    for name in ("one", "two", "one"):
+        scrapers.note_page(name, clock.now)
+    assert not scrapers.have_seen(clock.now - 1)
+    scrapers.note_page("two", clock.now)
+    assert scrapers.have_seen(clock.now - 1)
+
+
+def test_one_that_stays_away_is_none_any_more() -> None:
+    clock = Clock()
+    scrapers = Scrapers(clock)
+    scrapers.note_page("one", clock.now)
+    end = clock.now + 1
+    clock.now += RECENT - 1
+    assert not scrapers.have_seen(end)
+    clock.now += 1
+    assert scrapers.have_seen(end)
+
+
+def test_who_is_no_scraper() -> None:
+    clock = Clock()
+    scrapers = Scrapers(clock)
+    scrapers.note_page(None, clock.now)
+    assert scrapers.have_seen(clock.now)
+
+
+def test_the_oldest_of_too_many_is_forgotten() -> None:
+    clock = Clock()
+    scrapers = Scrapers(clock)
+    scrapers.note_page("first", 0)
+    for number in range(MOST):
+        for _ in range(2):
+            scrapers.note_page(str(number), clock.now)
+    assert scrapers.have_seen(1)
