@@ -1,6 +1,6 @@
 """Sockets and cgroups that come and go, all the while sending: 200 sockets in 20 cgroups.
 
-    python -m tests.daemon.bustle CGROUP NETNS SEED [STAY]
+    python -m tests.daemon.bustle CGROUP NETNS SEED
 
 makes the cgroups below CGROUP and goes on until there is a line on its standard input. Then it prints,
 as JSON, what each path has sent, received, opened and closed, and keeps the sockets that are left until it is
@@ -163,9 +163,7 @@ class Bustle:
             self.books[self._path_of[destination]]["tcp_receive_bytes"] += size
 
     def run(self) -> None:
-        rare = [self.replace_connections, self.replace_talkers]
-        if sys.argv[4:] != ["stay"]:
-            rare.append(self.replace_cgroup)
+        rare = (self.replace_cgroup, self.replace_connections, self.replace_talkers)
         while not select.select([sys.stdin], [], [], 0)[0]:
             for _ in range(20):
                 self._random.choice((self.talk, self.exchange))()
