@@ -26,7 +26,7 @@ from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
-LAST = 1000
+LAST = 600
 NOWHERE = Path()
 SCRAPERS = ("one", "two", None)
 

@@ -30,11 +30,11 @@ from tests.scrapes import Scrapes
 
 from sockledger.kernel.pins import Pins
 
-# Each call, each third or each twentieth, others each day.
+# Each call, each third or each twentieth, others each day. Of those that end something, more.
 FULL = bool(os.environ.get("SOCKLEDGER_TEST_FULL"))
 STEP = 20 if SCALE > 1 else 1 if FULL else 3
+STEPS = dict.fromkeys(IDLE, STEP) | dict.fromkeys(("unlink", "rename"), max(1, STEP // 3))
 DAY = time.gmtime().tm_yday
-FIRST = 1 + DAY % STEP
 
 BYTES = 100
 DATAGRAM = 20 + 8 + BYTES
@@ -210,29 +210,33 @@ class Trial:
         self._scrapes = Scrapes()
         self._uncounted = self.talk.sent()
 
-    def kills(self, deed: str, *deeds: str) -> Iterator[None]:
-        """Lives that are killed in *deed* or later, at one call after another, up to one that is not."""
+    def kills(self, deed: str, *deeds: str) -> Iterator[bool]:
+        """Lives that are killed in *deed* or later, at one call after another, up to one that is not.
+
+        Yields whether it has shown anything.
+        """
         for call in IDLE:
-            for number in count(FIRST, STEP):
+            for number in count(1 + DAY % STEPS[call], STEPS[call]):
+                assert number < LAST, f"raise {LAST=}"
                 lived = self._mortals.live(
                     replace(self.life, deeds=deeds, deadly=deed, call=call, number=number)
                 )
                 for scraper, page in lived.pages():
                     self._scrapes.take(scraper, page)
-                yield
+                yield bool(lived.said)
                 if not lived.killed:
                     break
                 self._killed_at[call] += 1
         assert self._killed_at, "nothing was killed"
         print(f"killed at {dict(self._killed_at)}")
 
-    def start_again(self) -> Page:
-        """Return what a daemon shows that starts and is not killed."""
+    def start_again(self, *, anew: bool = False) -> Page:
+        """Return what a daemon shows that starts and is not killed. *anew*: it may begin at 0."""
         lived = self._mortals.live(replace(self.life, deeds=("start", "scrape", "stop")))
         assert not lived.killed
         pages = list(lived.pages())
         page = Page(pages[-1][1])
-        if not any(udp_of(page, side).total() for side in SIDES):
+        if anew and not any(udp_of(page, side).total() for side in SIDES):
             self.begin_anew()
         for scraper, text in pages:
             self._scrapes.take(scraper, text)
@@ -251,9 +255,9 @@ class Trial:
                 labels = {"cgroup": "/short", "role": role}
                 assert page.sum(f"tcp_connections_{name}_total", **labels) == self.talk.opened
 
-    def assert_all_or_nothing(self) -> None:
+    def assert_all_or_nothing(self, *, anew: bool = True) -> None:
         """Each direction is counted or is not; from now on all is."""
-        first = self.start_again()
+        first = self.start_again(anew=anew)
         for side in SIDES:
             counted, sent = udp_of(first, side), self.talk.udp[side] - self._uncounted[side]
             for direction in ("receive", "transmit"):
@@ -284,9 +288,9 @@ def trial(mortals: Mortals, ends: Ends, parent: Cgroup, bpffs: Path) -> Iterator
 def test_first_start(trial: Trial) -> None:
     """And what it shows first, a meter too. Who is killed before it shows anything may begin anew."""
     trial.life = replace(trial.life, meters=("/client",))
-    for _ in trial.kills("start", "uninstall", "start", "scrape"):
+    for shown in trial.kills("start", "uninstall", "start", "scrape"):
         trial.talk.go_on()
-        trial.assert_all_or_nothing()
+        trial.assert_all_or_nothing(anew=not shown)
         trial.begin_anew()
 
 
