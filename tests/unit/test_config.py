@@ -36,7 +36,10 @@ def errors_of(path: Path, text: str) -> list[str]:
 
 def test_defaults() -> None:
     assert load(None) == Config(
-        Attach(meters=()), Flush(interval=10.0), Limits(cgroups=16384, sockets=65536), Persist(gone=600.0)
+        Attach(meters=()),
+        Flush(interval=10.0),
+        Limits(cgroups=16384, sockets=65536),
+        Persist(gone=600.0, lease=86400.0),
     )
 
 
@@ -54,13 +57,13 @@ attach:
   meters: [/a.slice/*, "/b [1]/?"]
 flush: {interval: 1m30s}
 limits: {cgroups: 7, sockets: 8, connections: 9, label_sets: 10}
-persist: {gone: 5m}
+persist: {gone: 5m, lease: 1h}
 """
     assert load_text(scratch, text) == Config(
         Attach(meters=("/a.slice/*", "/b [1]/?")),
         Flush(interval=90.0),
         Limits(cgroups=7, sockets=8, connections=9, label_sets=10),
-        Persist(gone=300.0),
+        Persist(gone=300.0, lease=3600.0),
     )
 
 
@@ -69,10 +72,23 @@ def test_bounds_of_gone(scratch: Path, text: str, seconds: float) -> None:
     assert load_text(scratch, f"persist: {{gone: {text}}}").persist.gone == seconds
 
 
-@pytest.mark.parametrize("text", ["999ms", "24h1ms"])
-def test_gone_out_of_range(scratch: Path, text: str) -> None:
-    assert errors_of(scratch, f"persist: {{gone: {text}}}") == [
-        f'1: persist.gone: "{text}" is out of range; allowed: 1s to 24h, written as 500ms, 10s, 1m or 1m30s'
+@pytest.mark.parametrize(("text", "seconds"), [("1m", 60.0), ("365d", 365 * 86400.0)])
+def test_bounds_of_lease(scratch: Path, text: str, seconds: float) -> None:
+    assert load_text(scratch, f"persist: {{lease: {text}}}").persist.lease == seconds
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "allowed"),
+    [
+        ("gone", "999ms", "1s to 1d, written as 30s, 10m or 1h"),
+        ("gone", "24h1ms", "1s to 1d, written as 30s, 10m or 1h"),
+        ("lease", "59s", "1m to 1y, written as 90m, 24h or 7d"),
+        ("lease", "366d", "1m to 1y, written as 90m, 24h or 7d"),
+    ],
+)
+def test_duration_out_of_range(scratch: Path, key: str, text: str, allowed: str) -> None:
+    assert errors_of(scratch, f"persist: {{{key}: {text}}}") == [
+        f'1: persist.{key}: "{text}" is out of range; allowed: {allowed}'
     ]
 
 
