@@ -21,6 +21,10 @@ from sockledger.kernel.meters import Meters
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 
+pytestmark = pytest.mark.skipif(
+    SCALE > 1, reason="races of nanoseconds take hours in an emulator, and the rest says nothing of a kernel"
+)
+
 RUNS = 10 if os.environ.get("SOCKLEDGER_TEST_FULL") else 3
 GENERATORS = 2  # a CPU each
 COUNT = 5000
@@ -120,12 +124,6 @@ EQUALS = {
 }
 
 
-def built(mutant: Mutant, folder: Path) -> bytes:
-    if SCALE > 1 and mutant.changes[:1] == SLOW_MOTION[:1]:
-        pytest.skip("a race of nanoseconds: in an emulator it takes hours")
-    return build(folder, mutant.changes, defines=mutant.defines)
-
-
 def is_exact(mutant: Mutant, image: bytes, root: CgroupRoot, generator: Generator) -> bool:
     """Whether all is counted once, under the right name."""
     with attached(root, image, sockets=mutant.sockets, kind=mutant.kind) as path:
@@ -147,14 +145,14 @@ def is_exact(mutant: Mutant, image: bytes, root: CgroupRoot, generator: Generato
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
 def test_caught(mutant: Mutant, root: CgroupRoot, generator: Generator, tmp_path: Path) -> None:
-    image = built(mutant, tmp_path)
+    image = build(tmp_path, mutant.changes, defines=mutant.defines)
     exact = [is_exact(mutant, image, root, generator) for _ in range(RUNS)]
     assert exact.count(True) <= RUNS // 10
 
 
 @pytest.mark.parametrize("mutant", EQUALS.values(), ids=EQUALS.keys())
 def test_no_false_alarm(mutant: Mutant, root: CgroupRoot, generator: Generator, tmp_path: Path) -> None:
-    image = built(mutant, tmp_path)
+    image = build(tmp_path, mutant.changes, defines=mutant.defines)
     assert all(is_exact(mutant, image, root, generator) for _ in range(RUNS))
 
 
@@ -171,7 +169,7 @@ def alarms(kind: type[DataPath], image: bytes, root: CgroupRoot, generator: Gene
 
 def test_bracket_without_grace_is_caught(root: CgroupRoot, generator: Generator, tmp_path: Path) -> None:
     """A packet that control has seen may be on its way to its seat when the flush looks there."""
-    image = built(Mutant((*SLOW_MOTION, *SETTLED)), tmp_path)
+    image = build(tmp_path, (*SLOW_MOTION, *SETTLED))
     found = [alarms(NoGracePeriod, image, root, generator) for _ in range(RUNS)]
     assert found.count(True) >= RUNS - RUNS // 10
     assert not any(alarms(DataPath, image, root, generator) for _ in range(RUNS))
