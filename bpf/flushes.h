@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What flushes tell the other programs: which walk over the seats this is, and that somebody reads what is
- * counted. Programs stay attached without a daemon; after a while without any they go dormant.
+ * counted. Programs stay attached without a daemon; after a while without any they go dormant, but for those
+ * that note cgroups: what was counted may be a cgroup's that is named later.
  */
 #ifndef SOCKLEDGER_FLUSHES_H
 #define SOCKLEDGER_FLUSHES_H

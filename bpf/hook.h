@@ -2,7 +2,7 @@
 /*
  * A link to a tracepoint cannot be given another program, and one of two that are attached for a moment would
  * count an event twice. So what is attached there only jumps to the program in a slot, which user space
- * replaces: each event is one program's.
+ * replaces: each event is one program's. A hook that moves to another tracepoint gets another name.
  */
 #ifndef SOCKLEDGER_HOOK_H
 #define SOCKLEDGER_HOOK_H

@@ -100,7 +100,7 @@ HOOK(sl_udp_drops, "udp_fail_queue_rcv_skb")
 SEC("?tp_btf/udp_fail_queue_rcv_skb")
 int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 {
-	if (is_ours(sk))
+	if (!dormant() && is_ours(sk))
 		pull_drops(bpf_get_socket_cookie((void *)sk), sk);
 	return 0;
 }

@@ -97,6 +97,8 @@ def load(path: Path | None) -> Config:
         return Config()
     problems: list[tuple[int, str]] = []
     config: Config = _walk(_CONFIG, root, "", problems)
+    if not problems and config.persist.lease < 2 * config.flush.interval:
+        problems.append((1, "persist.lease: is shorter than two of flush.interval; allowed: longer"))
     if problems:
         problems.sort(key=lambda problem: problem[0])
         raise ConfigError("\n".join(f"{file}:{line}: {problem}" for line, problem in problems))

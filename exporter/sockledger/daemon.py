@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 # Together within the 2 seconds that a stop may take.
 GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
-ATTACHMENTS_POLL_SECONDS = 2.0  # a look takes 20 ms, and a reload has nothing attached for about 1 s
+ATTACHMENTS_POLL_SECONDS = 2.0  # a look takes 20 ms; a reload without pins has nothing attached for 1 s
 MEND_SECONDS = 30.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -140,6 +140,7 @@ class Daemon:
                     lease=self._config.persist.lease if self._options.pin else 0,
                 )
                 undo.callback(datapath.close)
+                undo.callback(datapath.undo)
                 datapath.attach()
                 ours = datapath.links.held[HOT_PATH].id
                 if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
@@ -148,7 +149,6 @@ class Daemon:
                         self._sockets = listen.bind(self._options.listen_addresses)
                     undo.pop_all()
                     return datapath
-                datapath.links.undo()
         return None
 
     def _parts(self) -> Parts:

@@ -92,6 +92,12 @@ def test_duration_out_of_range(scratch: Path, key: str, text: str, allowed: str)
     ]
 
 
+def test_a_lease_that_would_end_between_flushes(scratch: Path) -> None:
+    assert errors_of(scratch, "persist: {lease: 59m}\nflush: {interval: 30m}") == [
+        "1: persist.lease: is shorter than two of flush.interval; allowed: longer"
+    ]
+
+
 @pytest.mark.parametrize("number", [1, 1_000_000])
 def test_bounds_of_cgroups(scratch: Path, number: int) -> None:
     assert load_text(scratch, f"limits: {{cgroups: {number}}}").limits.cgroups == number

@@ -79,7 +79,7 @@ class ProgramsCollector:
         yield Family(
             ATTACHED, [(series, int(name not in detached)) for name, series in self._programs.items()]
         )
-        stats = [(series, datapath.programs[name].stats()) for name, series in self._programs.items()]
+        stats = [(series, datapath.stats(name)) for name, series in self._programs.items()]
         if counts_runs():
             yield Family(RUN_SECONDS, [(series, figures.run_seconds) for series, figures in stats])
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])

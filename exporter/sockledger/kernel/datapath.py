@@ -16,7 +16,16 @@ from typing import NamedTuple
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
-from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program, run_program
+from sockledger.kernel.libbpf import (
+    Link,
+    LoadError,
+    Map,
+    Object,
+    Program,
+    ProgramStats,
+    program_stats,
+    run_program,
+)
 from sockledger.kernel.links import Links
 from sockledger.kernel.move import INDEX, Mover
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
@@ -96,8 +105,10 @@ SUMS = {
     "tcp_histograms": "tcp_histograms",
     "udp_totals": "udp",
 }
-# Without one of these the others are worth nothing: totals and control would not agree.
-CORE = ("control", "flushes", "overflow", "sockets", "totals")
+# Without one of these the others are worth nothing: totals and control would not agree, or counters fall.
+CORE = ("control", "flushes", "overflow", "shown", "sockets", "totals")
+# Behind a hook's name, its slot's.
+SLOT = "_slot"
 # Each daemon's own.
 OWN = ("grace_inner", "grace_period")
 METERS = ("sl_meter_receive", "sl_meter_transmit")
@@ -212,6 +223,8 @@ class DataPath:
         # without the object's variables
         self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
         self.links = Links(pins)
+        self._jumpers: dict[str, int] = {}
+        self._fresh = pins is not None and not pins.there()
 
         set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
         for name, program in self.programs.items():
@@ -243,6 +256,7 @@ class DataPath:
         for name, each in self.sums.items():
             if name != QUEUES:
                 each.make_overflow()
+        self._known_lapses = self._lapses()
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
@@ -256,6 +270,7 @@ class DataPath:
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
         self.label_sets = KeptLabelSets(self.maps["label_sets"])
         if pins:
+            self._unpin_hooks(pins)
             self._keep_maps(pins)
             self._keep_flushes(pins)
             pins.complete(root.id)
@@ -277,16 +292,21 @@ class DataPath:
 
     def _take_over_maps(self, pins: Pins) -> set[str]:
         """Let the object be loaded with the maps that are pinned; return the names of these."""
-        pins.begin(self._root.id, CORE)
+        pins.begin(self._root.id, CORE, self._kept)
         wanted = self.maps["tcp_sockets"].max_entries
         taken_over = {each.name for each in self._kept if pins.take_over(each)}
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
             logger.warning(
-                "limits.connections stays as it is while connections are followed: a reboot or sockledger "
-                "uninstall lets it change",
+                "limits.connections stays as it is: a reboot or sockledger uninstall lets it change",
                 extra={"wanted": wanted, "limit": limit},
             )
         return taken_over
+
+    def _unpin_hooks(self, pins: Pins) -> None:
+        """Take off what jumps to slots that are not there any more."""
+        for each in self._kept:
+            if each.name.endswith(SLOT) and each.name not in self._taken_over:
+                pins.link(each.name.removesuffix(SLOT)).unlink(missing_ok=True)
 
     def _keep_maps(self, pins: Pins) -> list[str]:
         """Pin all maps; return the names of those that were not."""
@@ -301,7 +321,7 @@ class DataPath:
         current = {*self._keep_flushes(pins), *map(pins.map, self._kept), *map(pins.link, self.links.held)}
         for path in pins.all("links") - current:
             if not path.name.startswith(METERS):  # these are known at the first flush
-                path.unlink()
+                pins.remove_link(path.name)
         left = pins.all("maps") - current
         others = pins.all("programs") - current
         if left:
@@ -331,10 +351,8 @@ class DataPath:
         The names of cgroups first, then the ends of connections, then those that are older, then packets;
         drops of datagrams last, for what a socket has dropped before its packets are counted is not ours.
         """
-        parts, lapses = self._parts, self._lapses()
+        parts = self._parts
         self.flush_sockets()  # the lease begins
-        if self._lapses() != lapses:
-            logger.warning("nothing was counted for a while: no daemon ran, and its lease was over")
         try:
             if self._counts("cgroup"):
                 for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
@@ -362,7 +380,7 @@ class DataPath:
 
     def _hook(self, name: str) -> None:
         """Put a tracepoint's program in its slot, and attach what jumps there."""
-        slot = f"{name}_slot"
+        slot = name + SLOT
         self.maps[slot].update(bytes(4), self.programs[f"{name}_now"].fd.to_bytes(4, sys.byteorder))
 
         def attach() -> Link:
@@ -372,8 +390,12 @@ class DataPath:
                 reason = f"{error.strerror}: {advice(error)}"
                 raise UserError(f"attaching program {name} failed: {reason}") from None
 
-        # what jumps to another slot than this goes nowhere
-        self.links.add(name, attach, lambda _: slot in self._taken_over)
+        self.links.add(name, attach, lambda _: True)
+        if self._pins:
+            # the program that is attached may be a predecessor's
+            self._jumpers[name] = self._pins.keep_program(
+                name, self.programs[name].fd, self.links.is_new(name)
+            )
 
     def _attach_root(self, name: str) -> None:
         program = self.programs[name]
@@ -383,19 +405,19 @@ class DataPath:
     def _note_older_cgroups(self) -> None:
         """Note the cgroups that are there already, and that others are gone whose end nobody has seen.
 
-        One that is gone meanwhile its end has noted.
+        One that comes or goes meanwhile its own beginning and end have noted.
         """
+        noted = self.cgroups.all()
         try:
-            walked = dict(self._root.walk())
+            for cgroup_id, path in self._root.walk():
+                noted.pop(cgroup_id, None)
+                if cgroup_id != self._root.id:
+                    self.cgroups.note(cgroup_id, path)
+            for cgroup_id, each in noted.items():
+                if not each.removed and self._root.path_of(cgroup_id) is None:
+                    self.cgroups.note_end(cgroup_id, each)
         except OSError as error:  # they are named when they count
             logger.warning("older cgroups are not looked for", extra={"error": str(error)})
-            return
-        for cgroup_id, path in walked.items():
-            if cgroup_id != self._root.id:
-                self.cgroups.note(cgroup_id, path)
-        for cgroup_id, each in self.cgroups.all().items():
-            if not each.removed and cgroup_id not in walked:
-                self.cgroups.note_end(cgroup_id, each)
 
     def _look_for_older(self) -> None:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
@@ -410,6 +432,16 @@ class DataPath:
                 link.destroy()
         except OSError as error:
             logger.warning("older sockets are not looked for", extra={"error": str(error)})
+
+    def undo(self) -> None:
+        """Detach what `attach` has attached, and leave the pins as they were before."""
+        self.links.undo()
+        if self._pins and self._fresh:
+            self._pins.remove()
+
+    def stats(self, name: str) -> ProgramStats:
+        """Return the kernel's counts for a program that is attached."""
+        return program_stats(self._jumpers.get(name, self.programs[name].fd))
 
     def detached(self) -> set[str]:
         """Return the programs that the kernel does not run any more."""
@@ -429,6 +461,8 @@ class DataPath:
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""
         self.links.close()
+        while self._jumpers:
+            os.close(self._jumpers.popitem()[1])
         for kept in self.kept.values():
             kept.close()
         self._object.close()
@@ -482,7 +516,11 @@ class DataPath:
         still found a seat that the last flush retired has left it.
         """
         self.grace_period()
-        return self.programs["sl_flush"].run()
+        taken = self.programs["sl_flush"].run()
+        if (lapses := self._lapses()) != self._known_lapses:
+            logger.warning("nothing was counted for a while: no flush came, and the lease was over")
+            self._known_lapses = lapses
+        return taken
 
     def flush_tcp(self) -> int:
         """Add to the totals what TCP sockets have counted; return how many there are."""

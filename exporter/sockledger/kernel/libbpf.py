@@ -311,11 +311,6 @@ class Program:
         """Run a program of type syscall once, to its end; return what it returns."""
         return run_program(self.fd, self.name, context)
 
-    def stats(self) -> ProgramStats:
-        """Return the kernel's counts for this program."""
-        info = _info(self.fd, _ProgInfo())
-        return ProgramStats(info.run_time_ns / 1e9, info.run_cnt, info.recursion_misses)
-
 
 class Table:
     """What is in a map. Keys and values are bytes."""
@@ -564,6 +559,12 @@ def run_program(fd: int, name: str, context: bytes = b"") -> int:
     )
     _checked(_library().bpf_prog_test_run_opts(fd, byref(options)), f"running {name}")
     return int(options.retval)
+
+
+def program_stats(fd: int) -> ProgramStats:
+    """Return the kernel's counts for a program."""
+    info = _info(fd, _ProgInfo())
+    return ProgramStats(info.run_time_ns / 1e9, info.run_cnt, info.recursion_misses)
 
 
 def pin(fd: int, path: Path) -> None:

@@ -10,6 +10,10 @@ from sockledger.kernel.pins import Pins
 logger = logging.getLogger(__name__)
 
 
+# Of these it is said if they have to be attached anew.
+ESSENTIAL = ("sl_receive", "sl_transmit")
+
+
 class Links:
     """Links by name, pinned under it if there are pins."""
 
@@ -17,7 +21,7 @@ class Links:
         self._pins = pins
         self._held: dict[str, Link] = {}
         self._attach: dict[str, Callable[[], Link]] = {}
-        self._new: list[str] = []
+        self._new: set[str] = set()
         self._refused: set[str] = set()
 
     def add(self, name: str, attach: Callable[[], Link], go_on: Callable[[Link], bool]) -> None:
@@ -30,31 +34,36 @@ class Links:
         if link:
             link.destroy()
             self._unpin(name)
-        self._hold(name, attach())
-        self._new.append(name)
-
-    def _hold(self, name: str, link: Link) -> None:
-        self._held[name] = link
+        self._held[name] = attach()
+        self._new.add(name)
         if self._pins:
-            self._pins.keep(link.fd, self._pins.link(name))
+            self._pins.keep(self._held[name].fd, self._pins.link(name))
+            if self._pins.resumed and name in ESSENTIAL:
+                logger.warning("attached anew, it was not any more: counts are missing", extra={"link": name})
+
+    def is_new(self, name: str) -> bool:
+        """Whether a link was not there before."""
+        return name in self._new
 
     def _pinned(self, name: str) -> Link | None:
         return self._pins.open_link(name) if self._pins else None
 
     def _unpin(self, name: str) -> None:
         if self._pins:
-            self._pins.link(name).unlink(missing_ok=True)
+            self._pins.remove_link(name)
 
     def remove(self, name: str) -> None:
         """Detach, pinned or not."""
         self._unpin(name)
         self._held.pop(name).destroy()
+        self._attach.pop(name)
+        self._new.discard(name)
+        self._refused.discard(name)
 
     def undo(self) -> None:
         """Detach what was not attached before."""
-        for name in self._new:
-            if name in self._held:
-                self.remove(name)
+        for name in list(self._new):
+            self.remove(name)
 
     @property
     def held(self) -> Mapping[str, Link]:
@@ -78,8 +87,10 @@ class Links:
                 self._refused.add(name)
                 continue
             self._refused.discard(name)
-            self.remove(name)
-            self._hold(name, link)
+            if self._pins:
+                self._pins.replace(link.fd, self._pins.link(name))
+            self._held[name].destroy()
+            self._held[name] = link
             logger.warning("attached again", extra={"link": name})
         if self._pins:
             for name, link in self._held.items():
@@ -90,3 +101,4 @@ class Links:
         """Let go of all: what is not pinned is detached."""
         while self._held:
             self._held.popitem()[1].destroy()
+        self._new.clear()

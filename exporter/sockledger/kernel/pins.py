@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Moves on when a daemon can no longer go on with what another has pinned.
 VERSION = "v1"
 _PLAIN = "-"
-KINDS = ("layouts", "maps", "links", "programs")
+KINDS = ("layouts", "maps", "links", "programs", "hooks")
 
 # Entries of these are living sockets', which cannot be carried over while they live: neither their layout
 # nor their size changes before the pins go.
@@ -56,6 +56,7 @@ class Pins:
         self._home = bpffs / "sockledger"
         self.folder = self._home / VERSION
         self._root = self.folder / "root"
+        self.resumed = False  # whether there was something to go on with
 
     def there(self) -> bool:
         """Whether anything is pinned, by whatever version."""
@@ -64,36 +65,48 @@ class Pins:
     def _versions(self) -> list[Path]:
         return sorted(self._home.glob("v[0-9]*"))
 
-    def begin(self, root_id: int, core: Collection[str]) -> None:
+    def begin(self, root_id: int, core: Collection[str], maps: Iterable[Map]) -> None:
         """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
 
-        *core* are the names of maps without which the others are worth nothing. UserError if it counts in
-        another cgroup, or is another version's.
+        *core* are the names of maps without which the others are worth nothing, *maps* those that are wanted.
+        UserError if what is pinned counts in another cgroup, or is another version's.
         """
         if others := [each.name for each in self._versions() if each.name != VERSION]:
-            raise UserError(
-                f"{self._home}: {', '.join(others)} was pinned by a version of sockledger that this one does "
-                "not understand: run that one, or sockledger uninstall, which ends its counts"
-            )
-        if self.folder.exists() and (reason := self._unfit(root_id, core)):
+            raise UserError(self._not_understood(", ".join(others)))
+        if self.folder.exists() and (reason := self._unfit(root_id, core, set(map(self.map, maps)))):
             logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
             self.remove()
         self.make_folders()
+
+    def _not_understood(self, what: str) -> str:
+        return (
+            f"{self._home}: {what} was pinned by a version of sockledger that this one does not understand: "
+            "run that one, or sockledger uninstall, which ends its counts"
+        )
 
     def make_folders(self) -> None:
         """Make what pins lie in, as far as it is not there."""
         for folder in (self._home, self.folder, *(self.folder / kind for kind in KINDS)):
             folder.mkdir(mode=0o700, exist_ok=True)
 
-    def _unfit(self, root_id: int, core: Collection[str]) -> str:
+    def _unfit(self, root_id: int, core: Collection[str], wanted: set[Path]) -> str:
         """Return why what is pinned cannot be gone on with, empty if it can."""
         try:
             counted_in = int(self._root.readlink().name)
         except FileNotFoundError:
             return "a start did not come to its end"
-        if missing := set(core) - {path.name.partition("-")[0] for path in self.all("maps")}:
+        if missing := set(core) - set(map(_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
+        left = self.all("maps") - wanted
+        if any(_name(path) in FIXED and _name(path) in map(_name, wanted) for path in left):
+            raise UserError(self._not_understood(VERSION))
+        if not set(map(self._layouts, left)) <= self.all("layouts"):
+            return "somebody has removed layouts"
+        flushes = {path for path in self.all("programs") if _name(path) == "sl_flush"}
+        if len({path for path in left if _name(path) == "sockets"}) > len(flushes):
+            return "somebody has removed programs"
         if counted_in == root_id:
+            self.resumed = True
             return ""
         for path in self.all("links"):
             link = Link.open(path)
@@ -154,6 +167,11 @@ class Pins:
         """Return where a link is pinned, or is to be."""
         return self.folder / "links" / name
 
+    def remove_link(self, name: str) -> None:
+        """Remove a link's pin, if there is one, and its hook's program."""
+        self.link(name).unlink(missing_ok=True)
+        (self.folder / "hooks" / name).unlink(missing_ok=True)
+
     def open_link(self, name: str) -> Link | None:
         """Return a pinned link, None if there is none."""
         try:
@@ -194,12 +212,28 @@ class Pins:
         kept = set()
         for program in programs:
             path = self.folder / "programs" / f"{program.name}-{together}"
-            fresh = path.with_name("new")
-            fresh.unlink(missing_ok=True)
-            pin(program.fd, fresh)
-            fresh.rename(path)  # at no time is there none
+            self.replace(program.fd, path)
             kept.add(path)
         return kept
+
+    def replace(self, fd: int, path: Path) -> None:
+        """Pin in place of what is pinned there: at no time is there none."""
+        fresh = path.with_name("new")
+        fresh.unlink(missing_ok=True)
+        pin(fd, fresh)
+        fresh.rename(path)
+
+    def keep_program(self, name: str, fd: int, is_new: bool) -> int:  # noqa: FBT001
+        """Pin a hook's program, if it *is_new*; return a descriptor of the one that is pinned."""
+        path = self.folder / "hooks" / name
+        if is_new or not path.exists():
+            self.replace(fd, path)
+        return open_pin(path)
+
+
+def _name(path: Path) -> str:
+    """Return what a pin is called, without its shape."""
+    return path.name.partition("-")[0]
 
 
 def uninstall(bpffs: Path) -> int:

@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 # What a flush has emptied, makes anew, or is put in its place at each start.
 _LEFT = ("sockets", "listen_queues", *FIXED)
-_SLOT = "_slot"
 # Not sums.
 _COPIED = ("cgroups", "label_sets", "shown")
 
@@ -32,7 +31,7 @@ def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Ke
     Totals for which there is no room are added to the overflow, at what *overflow_key* makes of their key.
     """
     name = path.name.partition("-")[0]
-    if name in _LEFT or name.endswith(_SLOT) or name not in maps:
+    if name in _LEFT or name.endswith("_slot") or name not in maps:
         return
     target = maps[name]
     layouts = pins.layouts(path)
