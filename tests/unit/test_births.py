@@ -315,6 +315,27 @@ def test_forgotten_workloads_are_born_again() -> None:
     assert later.series("m", []).number == 0
 
 
+def test_sums_that_ended_are_born_again() -> None:
+    shown: dict[int, int] = {}
+    births = Births(shown)
+    cache: dict[Workload, list[Series]] = births.by_workload()
+    for workload in (A, B):
+        cache[workload] = [births.series("m", [("cgroup", workload.cgroup)], workload)]
+    births.note_seen("one", births.newest)
+    for workload in (A, B):
+        births.series("unwritten", [("cgroup", workload.cgroup)], workload)
+    births.end_all([A])
+    assert cache.keys() == {B}
+    assert births.written == len(shown) == 1
+    births.note_seen("one", births.newest)
+    assert births.written == len(shown) == 2
+    for later in (births, Births(shown)):
+        assert later.written == 2
+        for group in ("m", "unwritten"):
+            assert later.series(group, [("cgroup", "/a")], A).number > 0
+            assert later.series(group, [("cgroup", "/b")], B).number == 0
+
+
 def test_one_that_comes_back_is_not_born_again() -> None:
     births = Births({})
     cache: dict[Workload, list[Series]] = births.by_workload()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import LABEL_SET, DataPath, TotalsKey, Traffic
+from sockledger.kernel.datapath import LABEL_SET, QUEUES, DataPath, TotalsKey, Traffic
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
+from sockledger.ledger.births import Births
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
-from sockledger.ledger.retirement import Retirement
+from sockledger.ledger.retirement import Retirement, Tables
 from sockledger.ledger.scrapers import Scrapers
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 
@@ -73,17 +74,18 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
-        forget: Callable[[set[Workload]], None] | None = None,
+        births: Births | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
-        *forget* is told which workloads are known when the sums of others have ended.
+        *births* are told whose sums have ended.
         """
         self.datapath = datapath
         self.scrapers = Scrapers(clock)
-        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, clock)
-        self._forget = forget
+        end_births = births.end_all if births else lambda _: None
+        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, end_births, clock)
+        self._births = births
         self._ended = True  # of what the last daemon ended it may not have told
         self._clock = clock
         self.reconciliation = Reconciliation(*datapath.reconciliation())
@@ -132,7 +134,7 @@ class Ledger:
             logger.error("a program has been detached: counts are missing", extra={"program": name})
         self._detached = detached
         self._flushed = time.monotonic()
-        sums = {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
+        sums = self._sums()
         noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         asked = {each for each in ids if 0 < each < LABEL_SET}
@@ -141,6 +143,8 @@ class Ledger:
         for rows in sums.values():
             counting |= {key[0] for key, record in rows.items() if any(record)}
         visible = self._retirement.shown(named, noted, counting)
+        if self._retirement.begin_anew(visible, _tables(totals, sums)):
+            totals, sums = dict(self.datapath.totals()), self._sums()
         workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
             workloads=frozenset(workloads.values()),
@@ -157,13 +161,15 @@ class Ledger:
             seconds=self._flushed - start,
             began=began,
         )
-        kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
-        self._ended |= self._retirement.advance(began, kept, noted, visible)
-        if self._ended and self._forget and asked <= named.keys() | noted.keys():  # all that count are known
-            self._forget(
+        self._ended |= self._retirement.advance(began, _tables(totals, sums), noted, visible)
+        if self._ended and self._births and asked <= named.keys() | noted.keys():  # all that count are known
+            self._births.forget(
                 {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
             )
             self._ended = False
+
+    def _sums(self) -> dict[str, dict[Record, Record]]:
+        return {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
 
     def _accounts(
         self,
@@ -182,6 +188,11 @@ class Ledger:
             if any(traffic):
                 accounts[Account(OVERFLOW, protocols[protocol], families[family])] = traffic
         return accounts
+
+
+def _tables(totals: Mapping[TotalsKey, Traffic], sums: Mapping[str, Mapping[Record, Record]]) -> Tables:
+    """Return all sums that are kept, by map."""
+    return {"totals": totals.items()} | {name: rows.items() for name, rows in sums.items() if name != QUEUES}
 
 
 def _by_workload(
