@@ -195,11 +195,13 @@ class Births:
                     extra={"error": str(error)},
                 )
             self._full = True
-            return
-        self._full = False
-        for key in due:
+            written = due.keys() & {key for key, _ in self._shown.items()}
+        else:
+            self._full = False
+            written = set(due)
+        for key in written:
             del self._unwritten[key]
-        self._written.update(due)
+        self._written.update(written)
 
 
 def _key(group: str, labels: Labels) -> int:

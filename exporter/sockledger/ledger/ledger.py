@@ -55,11 +55,7 @@ class Books:
     node: dict[str, int]  # by the members of struct node_totals
     attach_points: dict[str, Traffic]  # by path, "/" is the root
     lost_updates: dict[str, int]  # by reason
-    totals_entries: int
-    sockets: int
-    connections: int  # TCP sockets that are followed, listening ones too
-    cgroups: int  # that are noted
-    label_sets: int  # that are kept
+    entries: dict[str, int]  # in use, by map
     seconds: float  # how long the flush took
     began: int  # CLOCK_BOOTTIME in nanoseconds
 
@@ -94,7 +90,7 @@ class Ledger:
         self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books(frozenset(), {}, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0.0, 0)
+        self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0.0, 0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -106,10 +102,7 @@ class Ledger:
         start, began = time.monotonic(), self._clock()
         self._meters.follow()
         before = self.datapath.control(self._root.id)
-        sockets = self.datapath.flush_sockets()
-        connections = self.datapath.flush_tcp()
-        self.datapath.flush_udp()
-        self.datapath.grace_period()  # drains that began elsewhere have landed
+        sockets = self.datapath.flush()
         totals = dict(self.datapath.totals())
         overflow = dict(self.datapath.overflow())
         after = self.datapath.control(self._root.id)
@@ -153,11 +146,9 @@ class Ledger:
             node=self.datapath.node_totals(),
             attach_points=attach_points,
             lost_updates=lost,
-            totals_entries=len(totals),
-            sockets=sockets,
-            connections=connections,
-            cgroups=len(noted),
-            label_sets=len(self._retirement.label_sets),
+            entries=sockets
+            | {"totals": len(totals), "cgroups": len(noted), "label_sets": len(self._retirement.label_sets)}
+            | {name: len(rows) for name, rows in sums.items()},
             seconds=self._flushed - start,
             began=began,
         )
