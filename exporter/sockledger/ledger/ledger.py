@@ -136,7 +136,7 @@ class Ledger:
         for rows in sums.values():
             counting |= {key[0] for key, record in rows.items() if any(record)}
         visible = self._retirement.shown(named, noted, counting)
-        if self._retirement.begin_anew(visible, _tables(totals, sums)):
+        if self._retirement.begin_anew(noted, visible, _tables(totals, sums)):
             totals, sums = dict(self.datapath.totals()), self._sums()
         workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         self.books = Books(

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from sockledger.kernel.datapath import LABEL_SET, RETIRED, DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
-from sockledger.workloads.names import Workload
+from sockledger.workloads.names import Workload, workload_of
 
 HOUR = 3600 * 10**9  # in nanoseconds, as all times here
 
@@ -87,19 +87,27 @@ class Retirement:
         label_sets = {number: Workload._make(each.labels) for number, each in self._label_sets.items()}
         return shown | {number: each for number, each in label_sets.items() if each in present}
 
-    def begin_anew(self, shown: Mapping[int, Workload], tables: Tables) -> bool:
-        """End the sums of label sets that have a cgroup again when they had to end; return if there were any.
+    def begin_anew(
+        self, noted: Mapping[int, NotedCgroup], shown: Mapping[int, Workload], tables: Tables
+    ) -> bool:
+        """See to it that no counter goes on whose sums have ended; return whether others are to be read anew.
 
-        Some of their sums may have ended before, so all do: they are counters that begin at 0.
+        A label set that has a cgroup again when it had to end may have lost some of its sums before, so all
+        end. Cgroups' sums that were not kept have not been shown since: those with path are not told of yet.
         """
+        ended = {number: each for number, each in noted.items() if each.removed == ENDED and each.path}
         back = [number for number, each in self._label_sets.items() if number in shown and not each.seen]
         if back:
             filled, _ = _rows(tables, (), shown.keys() - set(back))
             for number in back:
                 self._retire(filled[number])
-            self._end_births([shown[number] for number in back])
-            for number in back:
-                self._note_seen(number, self._clock())
+        if ended or back:
+            labels = [workload_of(each.path) for each in ended.values()]
+            self._end_births([*labels, *(shown[number] for number in back)])
+        for number, each in ended.items():
+            self._datapath.cgroups.end(number, each._replace(path=""))
+        for number in back:
+            self._note_seen(number, self._clock())
         return bool(back)
 
     def advance(
