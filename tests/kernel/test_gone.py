@@ -27,7 +27,7 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import RETIRED, DataPath
 from sockledger.kernel.libbpf import Program, Table
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.noted import boottime
+from sockledger.kernel.noted import NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
@@ -622,6 +622,49 @@ def test_a_name_that_is_back_before_its_sums_have_ended(
             truth += come_back(daemons, parent, path, netns, flushes)
             assert daemons.increases == truth
         assert_balanced(path, below)
+
+
+def test_a_name_that_is_back_and_found_no_label_set(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a kill at any call of the flushes in which its sums end."""
+    with attached(below, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        truth: Counter[str] = Counter()
+        for _ in range(2):  # the only label set is in use from then on
+            with new_cgroup(parent.path, "only") as only:
+                truth["/only"] += send(netns, only)
+                daemons.scrape(2)
+            released(path, 1)
+            daemons.scrape(6)
+        stack.enter_context(new_cgroup(parent.path, "only"))
+        for flushes, killing in ((1, False), (2, False), (3, True)):
+            killed = True
+            for call in count():
+                if not killed:
+                    break
+                name = f"a{flushes}-{call}"
+                with new_cgroup(parent.path, name) as cgroup:
+                    truth[f"/{name}"] += send(netns, cgroup)
+                    daemons.scrape(2)
+                released(path, 1)
+                with killed_at(monkeypatch, call if killing else -1):
+                    try:
+                        daemons.scrape(flushes)
+                        killed = False
+                    except Killed:
+                        daemons.begin()
+                with new_cgroup(parent.path, name) as cgroup:
+                    truth[f"/{name}"] += send(netns, cgroup, 11)
+                    daemons.scrape(2)
+                eventually(lambda: all(each.released for each in _removed(path)), "released")
+                daemons.scrape(6)
+                assert daemons.increases == truth
+        assert_balanced(path, below)
+
+
+def _removed(path: DataPath) -> list[NotedCgroup]:
+    return [each for each in path.cgroups.all().values() if each.removed]
 
 
 def test_killed_before_a_name_is_back(
