@@ -12,7 +12,7 @@ RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make pyth
 TEST_PACKAGES := clang-format nftables iproute2 ethtool iputils-ping bpftool prometheus strace
 KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static file python3-venv
 
-.PHONY: run test test-full test-kernels bench lint format docs build wheel clean packages-run packages-test packages-kernels
+.PHONY: run test test-full test-kernels bench soak lint format docs build wheel clean packages-run packages-test packages-kernels
 
 run: build
 	$(BIN)/sockledger run --no-pin $(ARGS)
@@ -29,6 +29,10 @@ test-kernels: packages-kernels packages-test build
 
 bench: packages-test build
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Ten minutes of connections and cgroups that come and go: nothing may be missing, and nothing may grow.
+soak: packages-test build
+	$(BIN)/python -m tests.soak
 
 lint: packages-test build
 	$(BIN)/ruff check .

@@ -111,31 +111,38 @@ static __always_inline bool is_dead(__u64 cookie, const struct sock *sk)
 	return !READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter) || cookie_at(sk) != cookie;
 }
 
+struct udp_walk {
+	__u32 seats; /* walks over all seats before this */
+	__u32 left;
+};
+
 /* The next walk over the seats reads a dead socket's, the one after retires it. */
-static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s, const __u32 *walks)
+static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s,
+			  struct udp_walk *walk)
 {
 	const struct sock *sk = (const void *)s->address;
 	__u64 key = *cookie;
 
 	pull_drops(key, sk);
-	if (!is_dead(key, sk))
-		return 0;
-	if (!s->dead)
-		s->dead = *walks + 1;
-	else if (*walks + 1 - s->dead >= 2)
-		bpf_map_delete_elem(&udp_sockets, &key);
+	if (is_dead(key, sk)) {
+		if (!s->dead)
+			s->dead = walk->seats + 1;
+		else if (walk->seats + 1 - s->dead >= 2 && !bpf_map_delete_elem(&udp_sockets, &key))
+			return 0;
+	}
+	walk->left++;
 	return 0;
 }
 
-/* All that ever dropped, and let go of those that are gone. */
+/* All that ever dropped, and let go of those that are gone; returns how many are left. */
 SEC("?syscall")
 int sl_udp_flush(void *ctx)
 {
 	const struct flushes *f = the_flushes();
-	__u32 walks = f ? f->walks : 0;
+	struct udp_walk walk = {.seats = f ? f->walks : 0};
 
-	bpf_for_each_map_elem(&udp_sockets, pull_drops_of, &walks, 0);
-	return 0;
+	bpf_for_each_map_elem(&udp_sockets, pull_drops_of, &walk, 0);
+	return walk.left;
 }
 
 #endif

@@ -206,7 +206,7 @@ class Daemon:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
         births = Births(ShownMap(datapath.maps["shown"]))
         meters = Meters(self._config.attach.meters, root, datapath)
-        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, forget=births.forget)
+        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, births=births)
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
         process = CollectorRegistry()

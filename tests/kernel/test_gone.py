@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -20,12 +21,13 @@ from tests.kernel.traffic import scaled
 from tests.patience import eventually
 
 from sockledger.collectors.registry import COLLECTORS, Registry
+from sockledger.exposition import text
 from sockledger.exposition.family import Series
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import RETIRED, DataPath
 from sockledger.kernel.libbpf import Program, Table
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.noted import boottime
+from sockledger.kernel.noted import NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
@@ -496,7 +498,7 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
     with attached(below, cgroups=1024, label_sets=2000) as path:
         births = Births(ShownMap(path.maps["shown"]))
         meters = Meters((), below, path)
-        ledger = Ledger(path, below, meters, gone=GONE, forget=births.forget, clock=clock)
+        ledger = Ledger(path, below, meters, gone=GONE, births=births, clock=clock)
         registry = Registry(COLLECTORS, ledger, births)
 
         def collect() -> None:
@@ -538,6 +540,152 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
         for _ in range(3):
             ledger.flush()
         assert entries(path) == start
+        assert_balanced(path, below)
+
+
+# ---- back before its sums have ended
+
+
+class Daemons:
+    """One after the other over the same maps, and a scraper that adds up as PromQL's increase() does."""
+
+    def __init__(self, path: DataPath, below: CgroupRoot, clock: Clock) -> None:
+        self._path, self._below, self._clock = path, below, clock
+        self._last: dict[str, float] = {}
+        self.increases: Counter[str] = Counter()  # of the bytes sent, by cgroup
+        self.begin()
+
+    def begin(self) -> None:
+        """All that is gone is due at once from then on."""
+        path = self._path
+        self._births = Births(ShownMap(path.maps["shown"]))
+        meters = Meters((), self._below, path)
+        self._ledger = Ledger(path, self._below, meters, gone=GONE, births=self._births, clock=self._clock)
+        self._registry = Registry(COLLECTORS, self._ledger, self._births)
+        self._clock.ahead += LONG_ENOUGH
+
+    def scrape(self, pages: int) -> None:
+        """Each page is of a flush of its own."""
+        for _ in range(pages):
+            self._ledger.flush()
+            self._births.let_go(self._ledger.books.workloads)
+            families = self._registry.collect()
+            page = text.render(families, seen=self._births.seen_by("one"), openmetrics=False)
+            newest = self._births.newest
+            self._take(page.decode())
+            self._births.note_seen("one", newest)
+            self._ledger.scrapers.note_page("one", self._ledger.books.began)
+
+    def _take(self, page: str) -> None:
+        for cgroup, value in re.findall(
+            r'^sockledger_transmit_bytes_total{cgroup="([^"]*)".* (\S+)$', page, re.MULTILINE
+        ):
+            last, now = self._last.get(cgroup, 0), float(value)
+            self.increases[cgroup] += int(now - last if now >= last else now)
+            self._last[cgroup] = now
+
+
+def end_of(daemons: Daemons, parent: Cgroup, path: DataPath, netns: Netns, number: int) -> Counter[str]:
+    """Let a cgroup's sums be kept, which have to end as another cgroup is due: there is no room for both."""
+    truth: Counter[str] = Counter()
+    for name in (f"/a{number}", f"/b{number}"):
+        with new_cgroup(parent.path, name[1:]) as cgroup:
+            truth[name] += send(netns, cgroup)
+            daemons.scrape(2)
+        released(path, 1)
+        if "a" in name:
+            daemons.scrape(6)
+            assert [each.labels[-1] for each in path.label_sets.all().values()] == [name]
+    return truth
+
+
+def come_back(daemons: Daemons, parent: Cgroup, path: DataPath, netns: Netns, number: int) -> Counter[str]:
+    with new_cgroup(parent.path, f"a{number}") as cgroup:
+        truth = Counter({f"/a{number}": send(netns, cgroup, 11)})  # more: else it would seem to fall
+        daemons.scrape(2)
+    released(path, 2 if f"/b{number}" in {each.path for each in path.cgroups.all().values()} else 1)
+    daemons.scrape(6)
+    return truth
+
+
+@pytest.mark.parametrize("ahead", [0, DAY], ids=["no room", "a day later"])
+def test_a_name_that_is_back_before_its_sums_have_ended(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, ahead: int
+) -> None:
+    with attached(below, label_sets=1) as path:
+        daemons = Daemons(path, below, clock)
+        truth: Counter[str] = Counter()
+        for flushes in range(5):
+            truth += end_of(daemons, parent, path, netns, flushes)
+            clock.ahead += ahead
+            daemons.scrape(flushes)
+            truth += come_back(daemons, parent, path, netns, flushes)
+            assert daemons.increases == truth
+        assert_balanced(path, below)
+
+
+def test_a_name_that_is_back_and_found_no_label_set(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a kill at any call of the flushes in which its sums end."""
+    with attached(below, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        truth: Counter[str] = Counter()
+        for _ in range(2):  # the only label set is in use from then on
+            with new_cgroup(parent.path, "only") as only:
+                truth["/only"] += send(netns, only)
+                daemons.scrape(2)
+            released(path, 1)
+            daemons.scrape(6)
+        stack.enter_context(new_cgroup(parent.path, "only"))
+        for flushes, killing in ((1, False), (2, False), (3, True)):
+            killed = True
+            for call in count():
+                if not killed:
+                    break
+                name = f"a{flushes}-{call}"
+                with new_cgroup(parent.path, name) as cgroup:
+                    truth[f"/{name}"] += send(netns, cgroup)
+                    daemons.scrape(2)
+                released(path, 1)
+                with killed_at(monkeypatch, call if killing else -1):
+                    try:
+                        daemons.scrape(flushes)
+                        killed = False
+                    except Killed:
+                        daemons.begin()
+                with new_cgroup(parent.path, name) as cgroup:
+                    truth[f"/{name}"] += send(netns, cgroup, 11)
+                    daemons.scrape(2)
+                eventually(lambda: all(each.released for each in _removed(path)), "released")
+                daemons.scrape(6)
+                assert daemons.increases == truth
+        assert_balanced(path, below)
+
+
+def _removed(path: DataPath) -> list[NotedCgroup]:
+    return [each for each in path.cgroups.all().values() if each.removed]
+
+
+def test_killed_before_a_name_is_back(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(below, label_sets=1) as path:
+        daemons = Daemons(path, below, clock)
+        truth: Counter[str] = Counter()
+        killed = True
+        for call in count():
+            if not killed:
+                break
+            truth += end_of(daemons, parent, path, netns, call)
+            with killed_at(monkeypatch, call):
+                try:
+                    daemons.scrape(3)
+                    killed = False
+                except Killed:
+                    daemons.begin()
+            truth += come_back(daemons, parent, path, netns, call)
+            assert daemons.increases == truth
         assert_balanced(path, below)
 
 
@@ -648,7 +796,8 @@ def test_killed_while_a_label_set_ends(
             killed = lives.killed(number, DAY, 2, [{}])
             lives.live(0, 2, [{}])
             assert entries(path) == before
-        assert lives.calls == [*["delete"] * 3, *["run"] * 2]
+        # two rows, one label set, which is noted to end
+        assert lives.calls == [*["delete"] * 3, *["run"] * 2, "update"]
         assert_balanced(path, below)
 
 

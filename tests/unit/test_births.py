@@ -259,11 +259,11 @@ def test_a_full_store_hinders_nobody(caplog: pytest.LogCaptureFixture) -> None:
     series = [births.series("m", [("a", str(number))]) for number in range(3)]
     assert young(births, "one", *series) == [True] * 3
     assert young(births, "one", *series) == [False] * 3
-    assert len(shown) == 1
+    assert births.written == len(shown) == 1
     assert len(caplog.records) == 1
     shown.room = 3
     assert young(births, "one", *series) == [False] * 3
-    assert len(shown) == 3, "tried again"
+    assert births.written == len(shown) == 3, "tried again"
     shown.room = 0
     births.series("m", [("a", "more")])
     births.note_seen("one", births.newest)
@@ -313,6 +313,27 @@ def test_forgotten_workloads_are_born_again() -> None:
     assert later.series("m", [("cgroup", "/b")], B).number == 0
     assert later.series("unwritten", [("cgroup", "/b")], B).number == 0
     assert later.series("m", []).number == 0
+
+
+def test_sums_that_ended_are_born_again() -> None:
+    shown: dict[int, int] = {}
+    births = Births(shown)
+    cache: dict[Workload, list[Series]] = births.by_workload()
+    for workload in (A, B):
+        cache[workload] = [births.series("m", [("cgroup", workload.cgroup)], workload)]
+    births.note_seen("one", births.newest)
+    for workload in (A, B):
+        births.series("unwritten", [("cgroup", workload.cgroup)], workload)
+    births.end_all([A])
+    assert cache.keys() == {B}
+    assert births.written == len(shown) == 1
+    births.note_seen("one", births.newest)
+    assert births.written == len(shown) == 2
+    for later in (births, Births(shown)):
+        assert later.written == 2
+        for group in ("m", "unwritten"):
+            assert later.series(group, [("cgroup", "/a")], A).number > 0
+            assert later.series(group, [("cgroup", "/b")], B).number == 0
 
 
 def test_one_that_comes_back_is_not_born_again() -> None:

@@ -40,7 +40,7 @@ class ListenersCollector:
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
-        self._series: dict[tuple[Workload, int], Series] = {}
+        self._series: dict[Workload, dict[int, Series]] = births.by_workload()
         sums = ledger.datapath.sums
         self._length, self._limit = sums["listen_queues"].at("length", "limit")
         (self._drops,) = sums["listen_totals"].at("drops")
@@ -54,15 +54,17 @@ class ListenersCollector:
             for (workload, (port,)), record in sums["listen_totals"].items()
         }
         ports = queues.keys() | drops.keys()
-        for port in self._series.keys() - ports:
-            series = self._series.pop(port)
-            if port[0] in self._ledger.books.workloads:  # or what it dropped is only not shown now
-                self._births.end(DROPS.name, series.labels)
-        for port in ports - self._series.keys():
-            self._series[port] = self._new_series(*port)
+        for workload, by_port in self._series.items():
+            for port in [port for port in by_port if (workload, port) not in ports]:
+                self._births.end(DROPS.name, by_port.pop(port).labels)
+        series = {port: self._of(*port) for port in ports}
         for metric, at in ((QUEUE_LENGTH, self._length), (QUEUE_LIMIT, self._limit)):
-            yield Family(metric, [(self._series[port], record[at]) for port, record in queues.items()])
-        yield Family(DROPS, [(series, drops.get(port, 0)) for port, series in self._series.items()])
+            yield Family(metric, [(series[port], record[at]) for port, record in queues.items()])
+        yield Family(DROPS, [(each, drops.get(port, 0)) for port, each in series.items()])
 
-    def _new_series(self, workload: Workload, port: int) -> Series:
-        return self._births.series(DROPS.name, [*workload._asdict().items(), ("port", str(port))], workload)
+    def _of(self, workload: Workload, port: int) -> Series:
+        by_port = self._series.setdefault(workload, {})
+        if port not in by_port:
+            labels = [*workload._asdict().items(), ("port", str(port))]
+            by_port[port] = self._births.series(DROPS.name, labels, workload)
+        return by_port[port]

@@ -39,19 +39,20 @@ RECURSION_MISSES = Metric(
 MAP_ENTRIES = Metric(
     "sockledger_map_entries",
     MetricType.GAUGE,
-    "Entries in use at the last flush: totals, seats of sockets, TCP sockets that are followed, cgroups that "
-    "live or are still shown, and label sets of cgroups that are gone.",
+    "Entries in use at the last flush. sockets: seats; tcp_sockets: those that are followed; udp_sockets: "
+    "those that have dropped datagrams; cgroups: those that live or are still shown; label_sets: of cgroups "
+    "that are gone; shown: counters that scrapers have got; the others: sums of cgroups and label sets.",
     ("map",),
-    "5",
+    "bounded maps, up to 12",
 )
 MAP_MAX_ENTRIES = Metric(
     "sockledger_map_max_entries",
     MetricType.GAUGE,
-    "Entries that fit; sockets beyond are counted more slowly, totals beyond under cgroup other, TCP sockets "
-    "beyond are not followed, cgroups beyond are named only if they live long enough, and for a label set "
-    "beyond the oldest ends.",
+    "Entries that fit. Beyond: sockets are counted more slowly, TCP sockets are not followed, drops of UDP "
+    "sockets are not counted, cgroups are named only if they live long enough, for a label set the oldest "
+    "ends, counters that were shown begin at 0 again after a restart, sums are those of cgroup other.",
     ("map",),
-    "5",
+    "bounded maps, up to 12",
 )
 KERNEL_MEMORY = Metric(
     "sockledger_kernel_memory_bytes",
@@ -68,6 +69,7 @@ class ProgramsCollector:
 
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
+        self._births = births
         datapath = ledger.datapath
         self._programs = {name: births.series(None, [("program", name)]) for name in datapath.links.held}
         self._maps = {name: Series([("map", name)]) for name in datapath.maps}
@@ -84,10 +86,7 @@ class ProgramsCollector:
             yield Family(RUN_SECONDS, [(series, figures.run_seconds) for series, figures in stats])
             yield Family(RUNS, [(series, figures.runs) for series, figures in stats])
         yield Family(RECURSION_MISSES, [(series, figures.recursion_misses) for series, figures in stats])
-        entries = {"totals": books.totals_entries, "sockets": books.sockets}
-        entries |= {"cgroups": books.cgroups, "label_sets": books.label_sets}
-        if "tcp_totals" in datapath.sums:
-            entries["tcp_sockets"] = books.connections
+        entries = books.entries | {"shown": self._births.written}
         yield Family(MAP_ENTRIES, [(self._maps[name], used) for name, used in entries.items()])
         yield Family(
             MAP_MAX_ENTRIES, [(self._maps[name], datapath.maps[name].max_entries) for name in entries]

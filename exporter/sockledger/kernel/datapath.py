@@ -507,7 +507,17 @@ class DataPath:
         """Return the names of a meter's links, with their programs."""
         return [(f"{name}-{cgroup_id}", self.programs[name]) for name in METERS]
 
-    # ---- the flush's steps
+    # ---- the flush, and its steps
+
+    def flush(self) -> dict[str, int]:
+        """Bring home all that is counted; return how many sockets there are, by the map that they are in."""
+        sockets = {"sockets": self.flush_sockets()}
+        if self._parts.tcp:
+            sockets["tcp_sockets"] = self.flush_tcp()
+        if self._parts.udp:
+            sockets["udp_sockets"] = self.flush_udp()
+        self.grace_period()  # drains that began elsewhere have landed
+        return sockets
 
     def flush_sockets(self) -> int:
         """Drain all pending counts into the totals; return how many seats were taken.
@@ -529,10 +539,9 @@ class DataPath:
         self.sums[QUEUES].clear()
         return self.programs["sl_tcp_flush"].run()
 
-    def flush_udp(self) -> None:
-        """Add to the totals what UDP sockets have dropped."""
-        if self._parts.udp:
-            self.programs["sl_udp_flush"].run()
+    def flush_udp(self) -> int:
+        """Add to the totals what UDP sockets have dropped; return how many there are that did."""
+        return self.programs["sl_udp_flush"].run() if self._parts.udp else 0
 
     def grace_period(self) -> None:
         """Return when every program that runs now has ended (an RCU grace period)."""

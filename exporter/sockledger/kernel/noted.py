@@ -66,7 +66,8 @@ class NotedCgroups:
 
     def end(self, cgroup_id: int, each: NotedCgroup) -> None:
         """Note that a cgroup's sums are not kept."""
-        self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, each.released, 0, b""))
+        path = os.fsencode(each.path)
+        self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, each.released, 0, path))
 
     def forget(self, cgroup_id: int) -> None:
         """Delete a cgroup."""

@@ -134,10 +134,30 @@ class Births:
         Reads all that is written down, so it is nothing for every flush.
         """
         keep = {_hash_of(workload) for workload in (*known, None)}
-        for key in [key for key, workload in self._shown.items() if workload not in keep]:
+        self._drop(lambda workload: workload not in keep)
+
+    def _drop(self, is_over: Callable[[int], bool]) -> None:
+        """Delete what is noted of workloads, given by their hashes."""
+        for key in [key for key, workload in self._shown.items() if is_over(workload)]:
             del self._shown[key]
             self._written.discard(key)
-        self._unwritten = {key: entry for key, entry in self._unwritten.items() if entry[1] in keep}
+        self._unwritten = {key: each for key, each in self._unwritten.items() if not is_over(each[1])}
+
+    def end_all(self, ended: Collection[Workload]) -> None:
+        """Note that the sums of workloads have ended: series with their labels are new ones, and start at 0.
+
+        Reads all that is written down.
+        """
+        hashes = {_hash_of(workload) for workload in ended}
+        self._drop(lambda workload: workload in hashes)
+        for cache in self._caches:
+            for workload in ended:
+                cache.pop(workload, None)
+
+    @property
+    def written(self) -> int:
+        """How many are written down as shown."""
+        return len(self._written)
 
     @property
     def newest(self) -> int:
@@ -175,11 +195,13 @@ class Births:
                     extra={"error": str(error)},
                 )
             self._full = True
-            return
-        self._full = False
-        for key in due:
+            written = due.keys() & {key for key, _ in self._shown.items()}
+        else:
+            self._full = False
+            written = set(due)
+        for key in written:
             del self._unwritten[key]
-        self._written.update(due)
+        self._written.update(written)
 
 
 def _key(group: str, labels: Labels) -> int:

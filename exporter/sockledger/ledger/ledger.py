@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import LABEL_SET, DataPath, TotalsKey, Traffic
+from sockledger.kernel.datapath import LABEL_SET, QUEUES, DataPath, TotalsKey, Traffic
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
+from sockledger.ledger.births import Births
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
-from sockledger.ledger.retirement import Retirement
+from sockledger.ledger.retirement import Retirement, Tables
 from sockledger.ledger.scrapers import Scrapers
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 
@@ -54,11 +55,7 @@ class Books:
     node: dict[str, int]  # by the members of struct node_totals
     attach_points: dict[str, Traffic]  # by path, "/" is the root
     lost_updates: dict[str, int]  # by reason
-    totals_entries: int
-    sockets: int
-    connections: int  # TCP sockets that are followed, listening ones too
-    cgroups: int  # that are noted
-    label_sets: int  # that are kept
+    entries: dict[str, int]  # in use, by map
     seconds: float  # how long the flush took
     began: int  # CLOCK_BOOTTIME in nanoseconds
 
@@ -73,17 +70,18 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
-        forget: Callable[[set[Workload]], None] | None = None,
+        births: Births | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
-        *forget* is told which workloads are known when the sums of others have ended.
+        *births* are told whose sums have ended.
         """
         self.datapath = datapath
         self.scrapers = Scrapers(clock)
-        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, clock)
-        self._forget = forget
+        end_births = births.end_all if births else lambda _: None
+        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, end_births, clock)
+        self._births = births
         self._ended = True  # of what the last daemon ended it may not have told
         self._clock = clock
         self.reconciliation = Reconciliation(*datapath.reconciliation())
@@ -92,7 +90,7 @@ class Ledger:
         self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self.books = Books(frozenset(), {}, {}, {}, {}, {}, 0, 0, 0, 0, 0, 0.0, 0)
+        self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0.0, 0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -104,10 +102,7 @@ class Ledger:
         start, began = time.monotonic(), self._clock()
         self._meters.follow()
         before = self.datapath.control(self._root.id)
-        sockets = self.datapath.flush_sockets()
-        connections = self.datapath.flush_tcp()
-        self.datapath.flush_udp()
-        self.datapath.grace_period()  # drains that began elsewhere have landed
+        sockets = self.datapath.flush()
         totals = dict(self.datapath.totals())
         overflow = dict(self.datapath.overflow())
         after = self.datapath.control(self._root.id)
@@ -132,7 +127,7 @@ class Ledger:
             logger.error("a program has been detached: counts are missing", extra={"program": name})
         self._detached = detached
         self._flushed = time.monotonic()
-        sums = {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
+        sums = self._sums()
         noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         asked = {each for each in ids if 0 < each < LABEL_SET}
@@ -141,6 +136,8 @@ class Ledger:
         for rows in sums.values():
             counting |= {key[0] for key, record in rows.items() if any(record)}
         visible = self._retirement.shown(named, noted, counting)
+        if self._retirement.begin_anew(noted, visible, _tables(totals, sums)):
+            totals, sums = dict(self.datapath.totals()), self._sums()
         workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
             workloads=frozenset(workloads.values()),
@@ -149,21 +146,21 @@ class Ledger:
             node=self.datapath.node_totals(),
             attach_points=attach_points,
             lost_updates=lost,
-            totals_entries=len(totals),
-            sockets=sockets,
-            connections=connections,
-            cgroups=len(noted),
-            label_sets=len(self._retirement.label_sets),
+            entries=sockets
+            | {"totals": len(totals), "cgroups": len(noted), "label_sets": len(self._retirement.label_sets)}
+            | {name: len(rows) for name, rows in sums.items()},
             seconds=self._flushed - start,
             began=began,
         )
-        kept = {name: (totals if name == "totals" else sums[name]).items() for name in self.datapath.kept}
-        self._ended |= self._retirement.advance(began, kept, noted, visible)
-        if self._ended and self._forget and asked <= named.keys() | noted.keys():  # all that count are known
-            self._forget(
+        self._ended |= self._retirement.advance(began, _tables(totals, sums), noted, visible)
+        if self._ended and self._births and asked <= named.keys() | noted.keys():  # all that count are known
+            self._births.forget(
                 {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
             )
             self._ended = False
+
+    def _sums(self) -> dict[str, dict[Record, Record]]:
+        return {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
 
     def _accounts(
         self,
@@ -182,6 +179,11 @@ class Ledger:
             if any(traffic):
                 accounts[Account(OVERFLOW, protocols[protocol], families[family])] = traffic
         return accounts
+
+
+def _tables(totals: Mapping[TotalsKey, Traffic], sums: Mapping[str, Mapping[Record, Record]]) -> Tables:
+    """Return all sums that are kept, by map."""
+    return {"totals": totals.items()} | {name: rows.items() for name, rows in sums.items() if name != QUEUES}
 
 
 def _by_workload(

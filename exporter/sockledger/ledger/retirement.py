@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from sockledger.kernel.datapath import LABEL_SET, RETIRED, DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
-from sockledger.workloads.names import Workload
+from sockledger.workloads.names import Workload, workload_of
 
 HOUR = 3600 * 10**9  # in nanoseconds, as all times here
 
@@ -44,15 +44,22 @@ class Retirement:
     """Takes the steps that each flush allows."""
 
     def __init__(
-        self, datapath: DataPath, gone: float, have_seen: Callable[[int], bool], clock: Callable[[], int]
+        self,
+        datapath: DataPath,
+        gone: float,
+        have_seen: Callable[[int], bool],
+        end_births: Callable[[Collection[Workload]], None],
+        clock: Callable[[], int],
     ) -> None:
         """*gone*: for so many seconds at least a cgroup is shown on.
 
-        *have_seen* tells whether all scrapers have seen what was at a moment of *clock*.
+        *have_seen* tells whether all scrapers have seen what was at a moment of *clock*. *end_births* is told
+        whose sums have ended, before these can be shown again.
         """
         self._datapath = datapath
         self._gone = int(gone * 1e9)
         self._have_seen = have_seen
+        self._end_births = end_births
         self._clock = clock
         self._start = clock()  # who scraped before is not known
         self._label_sets = datapath.label_sets.all()  # only this changes them
@@ -80,6 +87,29 @@ class Retirement:
         label_sets = {number: Workload._make(each.labels) for number, each in self._label_sets.items()}
         return shown | {number: each for number, each in label_sets.items() if each in present}
 
+    def begin_anew(
+        self, noted: Mapping[int, NotedCgroup], shown: Mapping[int, Workload], tables: Tables
+    ) -> bool:
+        """See to it that no counter goes on whose sums have ended; return whether others are to be read anew.
+
+        A label set that has a cgroup again when it had to end may have lost some of its sums before, so all
+        end. Cgroups' sums that were not kept have not been shown since: those with path are not told of yet.
+        """
+        ended = {number: each for number, each in noted.items() if each.removed == ENDED and each.path}
+        back = [number for number, each in self._label_sets.items() if number in shown and not each.seen]
+        if back:
+            filled, _ = _rows(tables, (), shown.keys() - set(back))
+            for number in back:
+                self._retire(filled[number])
+        if ended or back:
+            labels = [workload_of(each.path) for each in ended.values()]
+            self._end_births([*labels, *(shown[number] for number in back)])
+        for number, each in ended.items():
+            self._datapath.cgroups.end(number, each._replace(path=""))
+        for number in back:
+            self._note_seen(number, self._clock())
+        return bool(back)
+
     def advance(
         self,
         began: int,
@@ -106,6 +136,9 @@ class Retirement:
 
         hidden = {number: each for number, each in self._label_sets.items() if number not in shown}
         ending = {number for number, each in hidden.items() if not each.seen or now - each.seen >= DAY}
+        for number in ending:
+            if self._label_sets[number].seen:
+                self._note_seen(number, 0)
         self._fold_all(due, filled, noted, shown, hidden.keys(), ending)
 
         for number, each in removed.items():
@@ -122,9 +155,9 @@ class Retirement:
                 self._retire(filled[number])
             else:
                 self._delete(empty[number])
-                if self._label_sets.pop(number, None):
-                    self._datapath.label_sets.forget(number)
-                    over = True
+        if ended := ending - filled.keys():
+            self._forget_label_sets(ended)
+            over = True
         for number in self._label_sets.keys() & shown.keys():
             if now - self._label_sets[number].seen >= HOUR:
                 self._note_seen(number, now)
@@ -189,6 +222,13 @@ class Retirement:
     def _note_seen(self, label_set: int, seen: int) -> None:
         self._label_sets[label_set] = self._label_sets[label_set]._replace(seen=seen)
         self._datapath.label_sets.update(label_set, self._label_sets[label_set])
+
+    def _forget_label_sets(self, ended: Collection[int]) -> None:
+        # births first: as long as a label set is there, the next daemon knows that its sums have ended
+        self._end_births([Workload._make(self._label_sets[number].labels) for number in ended])
+        for number in ended:
+            del self._label_sets[number]
+            self._datapath.label_sets.forget(number)
 
     def _retire(self, rows: Rows) -> None:
         for table, key, _ in rows:

@@ -62,7 +62,7 @@ class Names:
         from being named is left out: under a stopgap name a counter would fall.
         """
         known = {
-            cgroup_id: self._known.get(cgroup_id) or _workload(each.path)
+            cgroup_id: self._known.get(cgroup_id) or workload_of(each.path)
             for cgroup_id, each in noted.items()
             if each.removed != ENDED
         }
@@ -73,7 +73,7 @@ class Names:
         try:
             asked = [each for each in others if each in to_note or each not in known]
             for cgroup_id, path in self._paths(asked):
-                known.setdefault(cgroup_id, _workload(path or ""))
+                known.setdefault(cgroup_id, workload_of(path or ""))
                 if cgroup_id in to_note:
                     self._note(cgroup_id, alive=path is not None)
         except OSError as error:  # too many open files, say: another time
@@ -104,5 +104,6 @@ class Names:
                 yield cgroup_id, walked.get(cgroup_id)
 
 
-def _workload(path: str) -> Workload:
+def workload_of(path: str) -> Workload:
+    """Return the workload of a cgroup, by its path below the root; empty: nobody knows it."""
     return Workload(cgroup=label_value(path)) if path else UNKNOWN
