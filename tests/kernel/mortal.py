@@ -26,7 +26,7 @@ from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
-LAST = 600
+LAST = 800
 NOWHERE = Path()
 SCRAPERS = ("one", "two", None)
 
@@ -81,8 +81,9 @@ class Daemon:
             image=Path(life.image).read_bytes() if life.image else None,
         )
         self._path.attach()
-        self._ledger = Ledger(self._path, self._root, Meters(life.meters, self._root, self._path))
         self._births = Births(ShownMap(self._path.maps["shown"]))
+        meters = Meters(life.meters, self._root, self._path)
+        self._ledger = Ledger(self._path, self._root, meters, forget=self._births.forget)
         self._registry = Registry(COLLECTORS.keys(), self._ledger, self._births)
         self._exporter = Exporter(self._ledger, {}, lambda: True)
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -299,10 +299,10 @@ def test_next_start(trial: Trial, parent: Cgroup) -> None:
     trial.life = replace(trial.life, meters=("/client",))
     trial.start_again()
     trial.talk.connect()
-    with ExitStack() as stack:
-        for number, _ in enumerate(trial.kills("start", "start", "scrape", "scrape", "stop")):
-            trial.talk.go_on()
-            trial.talk.be_new(stack.enter_context(new_cgroup(parent.path, f"new-{number}")))
+    for number, _ in enumerate(trial.kills("start", "start", "scrape", "scrape", "stop")):
+        trial.talk.go_on()
+        with new_cgroup(parent.path, f"new-{number}") as cgroup:
+            trial.talk.be_new(cgroup)
             trial.assert_true()
 
 
