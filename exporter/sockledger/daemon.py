@@ -112,6 +112,8 @@ class Daemon:
         finally:
             pinging.cancel()
             self._executor.shutdown(cancel_futures=True)
+            if self._options.pin:
+                self._look_after(datapath)  # or what somebody has unpinned would end with us
             datapath.close()
         if successor and not await self._stop_came():
             _execute_anew(self._lock, self._sockets)
@@ -129,19 +131,18 @@ class Daemon:
 
         while await self._wait_until(free, ATTACHMENTS_POLL_SECONDS, where):
             with ExitStack() as undo:
-                datapath = DataPath(
-                    root,
-                    cgroups=self._config.limits.cgroups,
-                    sockets=self._config.limits.sockets,
-                    connections=self._config.limits.connections,
-                    label_sets=self._config.limits.label_sets,
-                    parts=self._parts(),
-                    pins=self._pins if self._options.pin else None,
-                    lease=self._config.persist.lease if self._options.pin else 0,
-                )
-                undo.callback(datapath.close)
-                undo.callback(datapath.undo)
-                datapath.attach()
+                try:
+                    datapath = self._load(root)
+                    undo.callback(datapath.close)
+                    undo.callback(datapath.undo)
+                    datapath.attach()
+                except (OSError, ValueError) as error:
+                    if not self._options.pin:
+                        raise
+                    raise UserError(
+                        f"{self._pins.folder}: {error}: what is pinned there is not all ours, or not "
+                        "readable: sockledger uninstall removes it and ends its counts"
+                    ) from None
                 ours = datapath.links.held[HOT_PATH].id
                 if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
                     # not before: another daemon may be on its way with the same addresses
@@ -150,6 +151,19 @@ class Daemon:
                     undo.pop_all()
                     return datapath
         return None
+
+    def _load(self, root: cgroups.CgroupRoot) -> DataPath:
+        limits = self._config.limits
+        return DataPath(
+            root,
+            cgroups=limits.cgroups,
+            sockets=limits.sockets,
+            connections=limits.connections,
+            label_sets=limits.label_sets,
+            parts=self._parts(),
+            pins=self._pins if self._options.pin else None,
+            lease=self._config.persist.lease if self._options.pin else 0,
+        )
 
     def _parts(self) -> Parts:
         tcp = not self._options.collectors.isdisjoint(("tcp", "listeners"))
@@ -171,7 +185,9 @@ class Daemon:
             twice = now_free
             if not waiting:
                 logger.warning(
-                    "another sockledger is attached on this machine: waiting until it stops", extra=where
+                    "another sockledger is attached on this machine: waiting until it stops, or, if none "
+                    "runs, until what it has pinned is uninstalled",
+                    extra=where,
                 )
                 systemd.notify("STATUS=waiting until another sockledger stops")
                 waiting = True
@@ -275,11 +291,14 @@ class Daemon:
         """See to it that what was attached and pinned still is, whoever has tampered with it."""
         while True:
             await asyncio.sleep(MEND_SECONDS)
-            try:
-                self._lock.renew()
-                await asyncio.get_running_loop().run_in_executor(self._executor, datapath.mend)
-            except Exception:
-                logger.exception("looking after the attachments failed")
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
+
+    def _look_after(self, datapath: DataPath) -> None:
+        try:
+            self._lock.renew()
+            datapath.mend()
+        except (UserError, OSError) as error:
+            logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
 
     async def _ping_watchdog(self) -> None:
         """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.

@@ -83,7 +83,7 @@ class Daemon:
         self._path.attach()
         self._births = Births(ShownMap(self._path.maps["shown"]))
         meters = Meters(life.meters, self._root, self._path)
-        self._ledger = Ledger(self._path, self._root, meters, forget=self._births.forget)
+        self._ledger = Ledger(self._path, self._root, meters, births=self._births)
         self._registry = Registry(COLLECTORS.keys(), self._ledger, self._births)
         self._exporter = Exporter(self._ledger, {}, lambda: True)
 

@@ -30,9 +30,9 @@ from tests.scrapes import Scrapes
 
 from sockledger.kernel.pins import Pins
 
-# Each call, each third or each twentieth, others each day. Of those that end something, more.
+# Each call, or each ninth or sixtieth, others each day. Of those that end something, more.
 FULL = bool(os.environ.get("SOCKLEDGER_TEST_FULL"))
-STEP = 20 if SCALE > 1 else 1 if FULL else 3
+STEP = 60 if SCALE > 1 else 1 if FULL else 9
 STEPS = dict.fromkeys(IDLE, STEP) | dict.fromkeys(("unlink", "rename"), max(1, STEP // 3))
 DAY = time.gmtime().tm_yday
 

@@ -294,6 +294,8 @@ class DataPath:
         """Let the object be loaded with the maps that are pinned; return the names of these."""
         pins.begin(self._root.id, CORE, self._kept)
         wanted = self.maps["tcp_sockets"].max_entries
+        if pins.resumed and (missing := pins.missing(self._kept)):
+            logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(missing)})
         taken_over = {each.name for each in self._kept if pins.take_over(each)}
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
             logger.warning(
@@ -456,6 +458,8 @@ class DataPath:
             for name in self._keep_maps(self._pins):
                 logger.warning("pinned again", extra={"map": name})
             self._keep_flushes(self._pins)
+            for name, program in self._jumpers.items():
+                self._pins.keep(program, self._pins.hook(name))
             self._pins.complete(self._root.id)
 
     def close(self) -> None:

@@ -25,11 +25,15 @@ class Lock:
         mount_bpffs(self._bpffs)
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(
                 f"{self._path}: {error.strerror}: the daemon must be able to make and open this folder"
             ) from None
+        if os.fstat(fd).st_uid != os.geteuid():
+            os.close(fd)
+            raise UserError(f"{self._path}: belongs to another user: remove it")
+        os.fchmod(fd, 0o700)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # the holder before us may have removed the folder that we opened
@@ -65,6 +69,7 @@ class Lock:
         """Let go, and remove the folder."""
         if self._fd is not None:
             with suppress(OSError):  # what somebody else put there stays
-                self._path.rmdir()
+                if os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                    self._path.rmdir()
             os.close(self._fd)
             self._fd = None

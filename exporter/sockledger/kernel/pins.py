@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout, describe, parse
+from sockledger.kernel.filesystem import is_bpffs
 from sockledger.kernel.libbpf import Link, Map, Program, open_pin, pin
 from sockledger.kernel.lock import Lock
 
@@ -63,7 +64,8 @@ class Pins:
         return bool(self._versions())
 
     def _versions(self) -> list[Path]:
-        return sorted(self._home.glob("v[0-9]*"))
+        # a symbolic link is nobody's but whoever wants us to remove what it points to
+        return sorted(path for path in self._home.glob("v[0-9]*") if stat.S_ISDIR(path.lstat().st_mode))
 
     def begin(self, root_id: int, core: Collection[str], maps: Iterable[Map]) -> None:
         """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
@@ -108,16 +110,17 @@ class Pins:
         if counted_in == root_id:
             self.resumed = True
             return ""
+        at = set()
         for path in self.all("links"):
             link = Link.open(path)
-            elsewhere = link.cgroup_id
+            at.add(link.cgroup_id)
             link.destroy()
-            if elsewhere:
-                raise UserError(
-                    f"{self.folder}: what is pinned there counts in another cgroup (id {counted_in}): give "
-                    "the --path.cgroupfs of before, or run sockledger uninstall, which ends its counts"
-                )
-        return "the cgroup that was counted in is gone"
+        if at - {None} == {0}:
+            return "the cgroup that was counted in is gone"
+        raise UserError(
+            f"{self.folder}: what is pinned there counts in another cgroup (id {counted_in}): give the "
+            "--path.cgroupfs of before, or run sockledger uninstall, which ends its counts"
+        )
 
     def complete(self, root_id: int) -> None:
         """Note that all maps are pinned, and in which cgroup they count."""
@@ -170,7 +173,7 @@ class Pins:
     def remove_link(self, name: str) -> None:
         """Remove a link's pin, if there is one, and its hook's program."""
         self.link(name).unlink(missing_ok=True)
-        (self.folder / "hooks" / name).unlink(missing_ok=True)
+        self.hook(name).unlink(missing_ok=True)
 
     def open_link(self, name: str) -> Link | None:
         """Return a pinned link, None if there is none."""
@@ -223,9 +226,18 @@ class Pins:
         pin(fd, fresh)
         fresh.rename(path)
 
+    def hook(self, name: str) -> Path:
+        """Return where a hook's program is pinned, or is to be."""
+        return self.folder / "hooks" / name
+
+    def missing(self, maps: Iterable[Map]) -> list[str]:
+        """Return the names of maps that are pinned in no shape."""
+        there = set(map(_name, self.all("maps")))
+        return sorted(each.name for each in maps if each.name not in there)
+
     def keep_program(self, name: str, fd: int, is_new: bool) -> int:  # noqa: FBT001
         """Pin a hook's program, if it *is_new*; return a descriptor of the one that is pinned."""
-        path = self.folder / "hooks" / name
+        path = self.hook(name)
         if is_new or not path.exists():
             self.replace(fd, path)
         return open_pin(path)
@@ -238,9 +250,9 @@ def _name(path: Path) -> str:
 
 def uninstall(bpffs: Path) -> int:
     """Remove all pins, and return how many they were; UserError while a daemon runs."""
+    if not is_bpffs(bpffs):
+        raise UserError(f"{bpffs}: not a BPF file system: name the one that was used with --path.bpffs")
     pins = Pins(bpffs)
-    if not pins.there():
-        return 0
     lock = Lock(bpffs)
     if not lock.try_acquire():
         raise UserError("a daemon runs with what is pinned: stop it first")

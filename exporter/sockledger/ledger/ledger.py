@@ -90,6 +90,8 @@ class Ledger:
         self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
+        self._lost = datapath.lost_updates()  # in other daemons' times
+        self._warned: set[str] = set()
         self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0.0, 0)
 
     def refresh(self) -> None:
@@ -121,8 +123,9 @@ class Ledger:
             attach_points[shown] = traffic.plus(attach_points.get(shown, NO_TRAFFIC))
         lost = self.datapath.lost_updates()
         for reason, text in WARNINGS.items():
-            if lost[reason] and not self.books.lost_updates.get(reason):
+            if lost[reason] > self._lost[reason] and reason not in self._warned:
                 logger.warning(text)
+                self._warned.add(reason)
         for name in (detached := self.datapath.detached()) - self._detached:
             logger.error("a program has been detached: counts are missing", extra={"program": name})
         self._detached = detached
