@@ -6,9 +6,9 @@ which are born together.
 
 Counts outlive the daemon, so what it has shown must be known to the next one: shown at 0 again, a counter
 would seem to have been reset. A page has a series at 0; once that page has gone out the series is written
-down as shown; only then may a page have its value. So whenever the daemon is killed, a scraper gets 0
-twice at most, and never 0 after a value. Which scraper had got what is not written down: a successor takes
-what was shown as seen by all.
+down as shown; only then may a page have its value. So each time that the daemon is killed, a scraper may
+get the 0 once more, but never after a value. Which scraper had got what is not written down: a successor
+takes what was shown as seen by all.
 """
 
 import logging
