@@ -1,11 +1,13 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,10 @@ from tests.kernel.ledger import (
     flush,
     totals_of,
 )
-from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, run
 from tests.kernel.objects import Change, build
 from tests.kernel.tcp import Ends, books_of, busy_cpus, counts_of, find_older, infos, tcp_losses
+from tests.kernel.test_gone import Clock, assert_balanced, fold, ledger_of, released, send, sent
 from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import SCALE, Generator, Result, scaled
 from tests.patience import eventually
@@ -27,10 +30,12 @@ from tests.patience import eventually
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import RETIRED_TOTALS, DataPath, Parts, Traffic, ticks_per_second
+from sockledger.kernel.libbpf import Map
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import KINDS, Pins
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
+from sockledger.ledger.retirement import HOUR
 
 DAY = 86400.0
 NAMING = ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release")
@@ -53,6 +58,7 @@ def start(
     *,
     cgroups: int = 1000,
     sockets: int = 65536,
+    label_sets: int = 0,
     parts: Parts = ALL_PARTS,
     lease: float = DAY,
     image: bytes | None = None,
@@ -63,6 +69,7 @@ def start(
         cgroups=cgroups,
         sockets=sockets,
         connections=100_000,
+        label_sets=label_sets,
         parts=parts,
         pins=pins,
         lease=lease,
@@ -216,6 +223,65 @@ def test_too_few_cgroups(root: CgroupRoot, pins: Pins, generator: Generator) -> 
         assert final_difference(path, root) == NOTHING
 
 
+def test_fewer_label_sets(below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns) -> None:
+    """Those in use stay, however many, with their sums; as others end there come to be as few as wanted."""
+    clock, truth = Clock(), dict.fromkeys(("/a", "/b", "/c"), 0)
+
+    def kept(path: DataPath) -> set[str]:
+        return {each.labels[-1] for each in path.label_sets.all().values()}
+
+    with closing(start(below, pins, label_sets=10)) as path:
+        ledger = ledger_of(path, below, clock)
+        for name in truth:
+            with new_cgroup(parent.path, name[1:]) as cgroup:
+                truth[name] += send(netns, cgroup)
+            released(path, 1)
+            fold(ledger, clock)
+    with ExitStack() as lives:
+        for name in truth:
+            cgroup = lives.enter_context(new_cgroup(parent.path, name[1:]))
+            truth[name] += send(netns, cgroup)
+        for _ in range(2):
+            with closing(start(below, pins, label_sets=1)) as path:
+                ledger = ledger_of(path, below, clock)
+                for _ in range(2):
+                    ledger.flush()
+                    assert sent(ledger) == truth
+                assert kept(path) == truth.keys()
+                assert path.maps["label_sets"].max_entries == 10
+    with closing(start(below, pins, label_sets=1)) as path:
+        released(path, 3)
+        ledger = ledger_of(path, below, clock)
+        for _ in range(3):
+            fold(ledger, clock)
+        assert len(kept(path)) == 1
+        [name] = kept(path)
+    with new_cgroup(parent.path, name[1:]), closing(start(below, pins, label_sets=1)) as path:
+        ledger = ledger_of(path, below, clock)
+        ledger.flush()
+        assert sent(ledger) == {name: truth[name]}
+        assert path.maps["label_sets"].max_entries == 1
+        assert_balanced(path, below)
+
+
+def test_fewer_cgroups_than_have_names(below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns) -> None:
+    """Of those that are gone only the map knows it."""
+    clock, truth = Clock(), {}
+    with closing(start(below, pins, cgroups=10, label_sets=10)) as path:
+        for name in "abcde":
+            with new_cgroup(parent.path, name) as cgroup:
+                truth[f"/{name}"] = send(netns, cgroup)
+        released(path, 5)
+    for entries in (10, 2):
+        with closing(start(below, pins, cgroups=2, label_sets=10)) as path:
+            assert path.maps["cgroups"].max_entries == entries
+            ledger = ledger_of(path, below, clock)
+            ledger.flush()
+            assert sent(ledger) == truth
+            fold(ledger, clock)
+            truth = {}
+
+
 def test_another_version_and_back(
     below: CgroupRoot, pins: Pins, generator: Generator, tmp_path: Path
 ) -> None:
@@ -289,16 +355,66 @@ def memory_cgroup() -> Iterator[tuple[Path, Callable[[], None]]]:
         yield cgroup.path / "cgroup.procs", close
 
 
+def start_in(processes: Path, below: CgroupRoot, pins: Pins, label_sets: int = 0) -> None:
+    """Let a process of a memory cgroup make the maps."""
+    process = os.fork()
+    if not process:
+        processes.write_text(str(os.getpid()))
+        start(below, pins, label_sets=label_sets).close()
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+    time.sleep(1)  # what is freed late would be room
+
+
+@contextmanager
+def filled(table: Map) -> Iterator[None]:
+    """Take all entries of *table* that the kernel has set aside, on each CPU."""
+    cpus, keys = os.sched_getaffinity(0), (key.to_bytes(8, sys.byteorder) for key in count(1))
+    made: list[bytes] = []
+    for cpu in cpus:
+        os.sched_setaffinity(0, {cpu})
+        made += takewhile(table.make, keys)
+    os.sched_setaffinity(0, cpus)
+    assert table.entries() < table.max_entries
+    yield
+    for key in made:
+        table.delete(key)
+
+
+def test_no_memory_for_what_is_gone(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is shown on, and folded when there is some."""
+    clock, truth = Clock(), {}
+    with memory_cgroup() as (processes, close):
+        start_in(processes, below, pins, label_sets=4096)
+        with closing(start(below, pins, label_sets=4096)) as path:
+            ledger = ledger_of(path, below, clock)
+            with new_cgroup(parent.path, "a") as cgroup:
+                truth["/a"] = send(netns, cgroup)
+            released(path, 1)
+            fold(ledger, clock)
+            with new_cgroup(parent.path, "a"):
+                with new_cgroup(parent.path, "b") as cgroup:
+                    truth["/b"] = send(netns, cgroup)
+                released(path, 1)
+                clock.ahead += HOUR
+                close()
+                with filled(path.maps["label_sets"]):
+                    for _ in range(2):
+                        fold(ledger, clock)
+                        assert sent(ledger) == truth
+                assert [each.message for each in caplog.records] == ["what is gone is shown longer"]
+                fold(ledger, clock)
+                assert sent(ledger) == {"/a": truth["/a"]}
+                assert {each.labels[-1] for each in path.label_sets.all().values()} == {"/a", "/b"}
+            assert_balanced(path, below)
+
+
 def test_no_memory_is_left(below: CgroupRoot, pins: Pins, generator: Generator, ends: Ends) -> None:
     """All maps are charged to the daemon's memory cgroup. At its limit packets are counted as ever."""
     with memory_cgroup() as (processes, close):
-        process = os.fork()
-        if not process:
-            processes.write_text(str(os.getpid()))
-            start(below, pins).close()
-            os._exit(0)
-        assert os.waitpid(process, 0)[1] == 0
-        time.sleep(1)  # what is freed late would be room
+        start_in(processes, below, pins)
         close()
         for pair in ends.pairs(300):  # more than the kernel has set aside entries for
             pair.exchange(100, 1000)

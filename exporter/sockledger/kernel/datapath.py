@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading
-from sockledger.kernel.libbpf import Link, LoadError, Map, Object, Program, run_program
+from sockledger.kernel.libbpf import Link, LoadError, Map, Object, OpenMap, Program, run_program
 from sockledger.kernel.links import Links
 from sockledger.kernel.move import INDEX, Mover
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
@@ -219,10 +219,13 @@ class DataPath:
                 program.set_autoload(parts.tcp or parts.udp)
             elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_")):
                 program.set_autoload(self._counts(name.removeprefix("sl_")))
+        if pins:
+            pins.begin(root.id, CORE)
         self.maps["sockets"].max_entries = sockets
-        self.maps["cgroups"].max_entries = cgroups
-        self.maps["label_sets"].max_entries = max(label_sets, 1)
-        rows = cgroups + label_sets
+        self.maps["cgroups"].max_entries = _room(pins, "cgroups", cgroups)
+        room = _room(pins, "label_sets", label_sets)
+        self.maps["label_sets"].max_entries = max(room, 1)
+        rows = cgroups + room
         self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP + RETIRED_TOTALS
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
@@ -254,7 +257,7 @@ class DataPath:
             kept.make_retired(self.labels.protocol, self.labels.family)
         # where cgroups' ends are not seen, they would stay for ever
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
-        self.label_sets = KeptLabelSets(self.maps["label_sets"])
+        self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         if pins:
             self._keep_maps(pins)
             self._keep_flushes(pins)
@@ -277,7 +280,6 @@ class DataPath:
 
     def _take_over_maps(self, pins: Pins) -> set[str]:
         """Let the object be loaded with the maps that are pinned; return the names of these."""
-        pins.begin(self._root.id, CORE)
         wanted = self.maps["tcp_sockets"].max_entries
         taken_over = {each.name for each in self._kept if pins.take_over(each)}
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
@@ -546,6 +548,20 @@ class DataPath:
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
         return self.maps["lost"].value.unpack(self.maps["lost"].lookup_index(0))
+
+
+def _room(pins: Pins | None, name: str, limit: int) -> int:
+    """Return for how many a map needs room: while more are pinned than the limit, for as many as before.
+
+    None may be dropped: what is counted would lose its name.
+    """
+    for path in pins.all("maps") if pins else ():
+        if path.name.partition("-")[0] == name:
+            with opened(path) as fd:
+                pinned = OpenMap(fd)
+                if pinned.entries() > limit:
+                    limit = max(limit, pinned.max_entries)
+    return limit
 
 
 def _replace(program: Program, cgroup_id: int, link: Link) -> bool:
