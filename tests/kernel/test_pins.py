@@ -1,6 +1,7 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +27,18 @@ from tests.kernel.test_gone import Clock, assert_balanced, fold, ledger_of, rele
 from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import SCALE, Generator, Result, scaled
 from tests.patience import eventually
+from tests.scrapes import counters
 
+from sockledger.collectors.registry import Registry
 from sockledger.errors import UserError
+from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import RETIRED_TOTALS, DataPath, Parts, Traffic, ticks_per_second
 from sockledger.kernel.libbpf import Map
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import KINDS, Pins
+from sockledger.kernel.shown import ShownMap
+from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 from sockledger.ledger.retirement import HOUR
@@ -573,6 +579,55 @@ def test_parts_that_are_not_counted_any_more(root: CgroupRoot, pins: Pins, gener
         books = books_of(path, generator.client.id)
         eventually(lambda: books_of(path, generator.client.id).opened == books.opened, "counted")
         assert final_difference(path, root) == NOTHING
+
+
+# What is switched off, and the metrics that it feeds.
+SWITCHED = {
+    "tcp": (Parts(tcp=False), r"sockledger_tcp_"),
+    "histograms": (Parts(), r"sockledger_tcp_(rtt|connect_duration|connection_lifetime)_seconds_"),
+    "udp": (Parts(tcp_histograms=True, udp=False), r"sockledger_udp_"),
+}
+
+
+@pytest.mark.parametrize(("without", "fed"), SWITCHED.values(), ids=SWITCHED)
+def test_switched_off_and_on_again(
+    below: CgroupRoot, pins: Pins, client: Cgroup, without: Parts, fed: str
+) -> None:
+    """What has begun at 0 is born at 0; nothing else is shown at 0 again."""
+
+    def pages(parts: Parts = ALL_PARTS) -> list[dict[str, float]]:
+        """Two pages of a daemon after all sums of a cgroup have gone up."""
+        with closing(start(below, pins, parts=parts)) as path:
+            for name in path.kept:
+                table = path.maps[name]
+                key = table.key.pack(**{table.key.fields[0].name: client.id})
+                value = table.lookup(key) or bytes(table.value_size)
+                more = [word + 1000 for word in table.value.struct.unpack(value)]
+                table.update(key, table.value.struct.pack(*more))
+            births = Births(ShownMap(path.maps["shown"]))
+            ledger = Ledger(path, below, Meters((), below, path))
+            switched = {"tcp": parts.tcp, "listeners": parts.tcp, "udp": parts.udp}
+            enabled = {"traffic", *(name for name, on in switched.items() if on)}
+            registry = Registry(enabled, ledger, births)
+            ledger.flush()
+            found = []
+            for _ in range(2):
+                page = text.render(registry.collect(), seen=births.seen_by("one"), openmetrics=False)
+                births.note_seen("one", births.newest)
+                found.append(
+                    {name: each for name, each in counters(page.decode()).items() if '"/client"' in name}
+                )
+            return found
+
+    first, before = pages()
+    assert not any(first.values())
+    pages(without)
+    first, after = pages()
+    begun = {name for name in after if re.match(fed, name)}
+    assert begun
+    assert {name for name, value in first.items() if not value} == begun
+    assert {name: after[name] for name in begun} == {name: before[name] for name in begun}
+    assert all(after[name] > before[name] for name in after.keys() - begun)
 
 
 # ---- meters

@@ -232,6 +232,8 @@ class DataPath:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
             self.maps[name].max_entries = entries + 2 if self._counts(name) else 1
         self._kept = [each for name, each in self.maps.items() if name not in OWN and self._counts(name)]
+        pinned = {path.name.partition("-")[0] for path in pins.all("maps")} if pins else set()
+        self.anew = {each.name for each in self._kept} - pinned  # maps that begin at 0
         self._taken_over = self._take_over_maps(pins) if pins else set()
         try:
             self._object.load()
