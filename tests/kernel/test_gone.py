@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -491,6 +492,70 @@ def test_no_room_for_label_sets(parent: Cgroup, below: CgroupRoot, netns: Netns,
                 assert sent(ledger) in (at_last, before)
             assert sent(ledger) == before
             assert entries(path)["cgroups"] == 2
+        assert_balanced(path, below)
+
+
+def test_a_full_map_ends_nobody_in_vain(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """Ports of a cgroup that lives leave no room for another's: only the sums of that port end."""
+    with attached(below, cgroups=500, label_sets=500) as path:
+        ledger = ledger_of(path, below, clock)
+        truth = {}
+        for name in "abc":
+            with new_cgroup(parent.path, name) as cgroup:
+                truth[f"/{name}"] = send(netns, cgroup)
+            released(path, 1)
+            fold(ledger, clock)
+        ports = path.kept["listen_totals"]
+        with new_cgroup(parent.path, "lives") as lives:
+            with new_cgroup(parent.path, "d") as cgroup:
+                truth["/d"] = send(netns, cgroup)
+                assert ports.make((cgroup.id, 80))
+                path.maps["listen_totals"].update(
+                    path.maps["listen_totals"].key.struct.pack(cgroup.id, 80), (7).to_bytes(8, sys.byteorder)
+                )
+                assert sum(ports.make((lives.id, port)) for port in range(1, 2000)) < 1500, "full"
+                gone = cgroup.id
+            released(path, 1)
+            for _ in range(3):
+                fold(ledger, clock)
+            assert gone not in path.cgroups.all()
+            assert dict(rows_of(path, "listen_totals"))[RETIRED, 0] == (7,)
+            with ExitStack() as again:
+                for name in "abcd":
+                    again.enter_context(new_cgroup(parent.path, name))
+                ledger.flush()
+                assert sent(ledger) == truth
+        assert_balanced(path, below)
+
+
+def test_the_oldest_in_the_way_ends(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """Not one that is older, but has no row in the map that is full."""
+    with attached(below, cgroups=500, label_sets=500) as path:
+        ledger = ledger_of(path, below, clock)
+        ports = path.kept["listen_totals"]
+        table = path.maps["listen_totals"]
+        truth = {}
+        for name, port in (("a", 0), ("b", 80), ("c", 80)):
+            with new_cgroup(parent.path, name) as cgroup:
+                truth[f"/{name}"] = send(netns, cgroup)
+                if port:
+                    table.update(table.key.struct.pack(cgroup.id, port), (7).to_bytes(8, sys.byteorder))
+            released(path, 1)
+            fold(ledger, clock)
+        with new_cgroup(parent.path, "lives") as lives:
+            with new_cgroup(parent.path, "d") as cgroup:
+                truth["/d"] = send(netns, cgroup)
+                table.update(table.key.struct.pack(cgroup.id, 81), (8).to_bytes(8, sys.byteorder))
+                assert sum(ports.make((lives.id, port)) for port in range(1, 2000)) < 1500, "full"
+            released(path, 1)
+            for _ in range(3):
+                fold(ledger, clock)
+            kept = {each.labels[-1]: number for number, each in path.label_sets.all().items()}
+            assert kept.keys() == {"/a", "/c", "/d"}
+            rows = dict(rows_of(path, "listen_totals"))
+            assert (rows[kept["/c"], 80], rows[kept["/d"], 81], rows[RETIRED, 0]) == ((7,), (8,), (7,))
         assert_balanced(path, below)
 
 

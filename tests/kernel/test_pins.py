@@ -1,11 +1,14 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
 import os
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 
 import pytest
@@ -19,21 +22,28 @@ from tests.kernel.ledger import (
     flush,
     totals_of,
 )
-from tests.kernel.machine import Cgroup, new_cgroup, new_netns, run, sysctl_set
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, run, sysctl_set
 from tests.kernel.objects import Change, build
 from tests.kernel.tcp import Ends, Pair, books_of, busy_cpus, counts_of, find_older, infos, tcp_losses
+from tests.kernel.test_gone import Clock, assert_balanced, fold, ledger_of, released, send, sent
 from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import SCALE, Generator, Result, scaled
 from tests.patience import eventually
+from tests.scrapes import counters
 
+from sockledger.collectors.registry import Registry
 from sockledger.errors import UserError
+from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import RETIRED_TOTALS, DataPath, Parts, Traffic, ticks_per_second
-from sockledger.kernel.libbpf import OpenMap
+from sockledger.kernel.libbpf import Map, OpenMap
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import FIXED, KINDS, VERSION, Pins, opened, shape
+from sockledger.kernel.shown import ShownMap
+from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
+from sockledger.ledger.retirement import HOUR
 
 DAY = 86400.0
 NAMING = ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release")
@@ -56,6 +66,7 @@ def start(
     *,
     cgroups: int = 1000,
     sockets: int = 65536,
+    label_sets: int = 0,
     parts: Parts = ALL_PARTS,
     lease: float = DAY,
     image: bytes | None = None,
@@ -66,6 +77,7 @@ def start(
         cgroups=cgroups,
         sockets=sockets,
         connections=100_000,
+        label_sets=label_sets,
         parts=parts,
         pins=pins,
         lease=lease,
@@ -219,6 +231,65 @@ def test_too_few_cgroups(root: CgroupRoot, pins: Pins, generator: Generator) -> 
         assert final_difference(path, root) == NOTHING
 
 
+def test_fewer_label_sets(below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns) -> None:
+    """Those in use stay, however many, with their sums; as others end there come to be as few as wanted."""
+    clock, truth = Clock(), dict.fromkeys(("/a", "/b", "/c"), 0)
+
+    def kept(path: DataPath) -> set[str]:
+        return {each.labels[-1] for each in path.label_sets.all().values()}
+
+    with closing(start(below, pins, label_sets=10)) as path:
+        ledger = ledger_of(path, below, clock)
+        for name in truth:
+            with new_cgroup(parent.path, name[1:]) as cgroup:
+                truth[name] += send(netns, cgroup)
+            released(path, 1)
+            fold(ledger, clock)
+    with ExitStack() as lives:
+        for name in truth:
+            cgroup = lives.enter_context(new_cgroup(parent.path, name[1:]))
+            truth[name] += send(netns, cgroup)
+        for _ in range(2):
+            with closing(start(below, pins, label_sets=1)) as path:
+                ledger = ledger_of(path, below, clock)
+                for _ in range(2):
+                    ledger.flush()
+                    assert sent(ledger) == truth
+                assert kept(path) == truth.keys()
+                assert path.maps["label_sets"].max_entries == 10
+    with closing(start(below, pins, label_sets=1)) as path:
+        released(path, 3)
+        ledger = ledger_of(path, below, clock)
+        for _ in range(3):
+            fold(ledger, clock)
+        assert len(kept(path)) == 1
+        [name] = kept(path)
+    with new_cgroup(parent.path, name[1:]), closing(start(below, pins, label_sets=1)) as path:
+        ledger = ledger_of(path, below, clock)
+        ledger.flush()
+        assert sent(ledger) == {name: truth[name]}
+        assert path.maps["label_sets"].max_entries == 1
+        assert_balanced(path, below)
+
+
+def test_fewer_cgroups_than_have_names(below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns) -> None:
+    """Of those that are gone only the map knows it."""
+    clock, truth = Clock(), {}
+    with closing(start(below, pins, cgroups=10, label_sets=10)) as path:
+        for name in "abcde":
+            with new_cgroup(parent.path, name) as cgroup:
+                truth[f"/{name}"] = send(netns, cgroup)
+        released(path, 5)
+    for entries in (10, 2):
+        with closing(start(below, pins, cgroups=2, label_sets=10)) as path:
+            assert path.maps["cgroups"].max_entries == entries
+            ledger = ledger_of(path, below, clock)
+            ledger.flush()
+            assert sent(ledger) == truth
+            fold(ledger, clock)
+            truth = {}
+
+
 def test_another_version_and_back(
     below: CgroupRoot, pins: Pins, generator: Generator, tmp_path: Path
 ) -> None:
@@ -319,15 +390,66 @@ def memory_cgroup() -> Iterator[tuple[Path, Callable[[], None]]]:
         yield cgroup.path / "cgroup.procs", close
 
 
+def start_in(processes: Path, below: CgroupRoot, pins: Pins, label_sets: int = 0) -> None:
+    """Let a process of a memory cgroup make the maps."""
+    process = os.fork()
+    if not process:
+        processes.write_text(str(os.getpid()))
+        start(below, pins, label_sets=label_sets).close()
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+    time.sleep(1)  # what is freed late would be room
+
+
+@contextmanager
+def filled(table: Map) -> Iterator[None]:
+    """Take all entries of *table* that the kernel has set aside, on each CPU."""
+    cpus, keys = os.sched_getaffinity(0), (key.to_bytes(8, sys.byteorder) for key in count(1))
+    made: list[bytes] = []
+    for cpu in cpus:
+        os.sched_setaffinity(0, {cpu})
+        made += takewhile(table.make, keys)
+    os.sched_setaffinity(0, cpus)
+    assert table.entries() < table.max_entries
+    yield
+    for key in made:
+        table.delete(key)
+
+
+def test_no_memory_for_what_is_gone(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is shown on, and folded when there is some."""
+    clock, truth = Clock(), {}
+    with memory_cgroup() as (processes, close):
+        start_in(processes, below, pins, label_sets=4096)
+        with closing(start(below, pins, label_sets=4096)) as path:
+            ledger = ledger_of(path, below, clock)
+            with new_cgroup(parent.path, "a") as cgroup:
+                truth["/a"] = send(netns, cgroup)
+            released(path, 1)
+            fold(ledger, clock)
+            with new_cgroup(parent.path, "a"):
+                with new_cgroup(parent.path, "b") as cgroup:
+                    truth["/b"] = send(netns, cgroup)
+                released(path, 1)
+                clock.ahead += HOUR
+                close()
+                with filled(path.maps["label_sets"]):
+                    for _ in range(2):
+                        fold(ledger, clock)
+                        assert sent(ledger) == truth
+                assert [each.message for each in caplog.records] == ["what is gone is shown longer"]
+                fold(ledger, clock)
+                assert sent(ledger) == {"/a": truth["/a"]}
+                assert {each.labels[-1] for each in path.label_sets.all().values()} == {"/a", "/b"}
+            assert_balanced(path, below)
+
+
 def test_no_memory_is_left(below: CgroupRoot, pins: Pins, generator: Generator, ends: Ends) -> None:
     """All maps are charged to the daemon's memory cgroup. At its limit packets are counted as ever."""
     with memory_cgroup() as (processes, close):
-        process = os.fork()
-        if not process:
-            processes.write_text(str(os.getpid()))
-            start(below, pins).close()
-            os._exit(0)
-        assert os.waitpid(process, 0)[1] == 0
+        start_in(processes, below, pins)
         pairs: list[Pair] = []
         while not lost(pins)["connections_busy"]:  # the kernel has set some entries aside
             close()
@@ -539,6 +661,55 @@ def test_parts_that_are_not_counted_any_more(root: CgroupRoot, pins: Pins, gener
         books = books_of(path, generator.client.id)
         eventually(lambda: books_of(path, generator.client.id).opened == books.opened, "counted")
         assert final_difference(path, root) == NOTHING
+
+
+# What is switched off, and the metrics that it feeds.
+SWITCHED = {
+    "tcp": (Parts(tcp=False), r"sockledger_tcp_"),
+    "histograms": (Parts(), r"sockledger_tcp_(rtt|connect_duration|connection_lifetime)_seconds_"),
+    "udp": (Parts(tcp_histograms=True, udp=False), r"sockledger_udp_"),
+}
+
+
+@pytest.mark.parametrize(("without", "fed"), SWITCHED.values(), ids=SWITCHED)
+def test_switched_off_and_on_again(
+    below: CgroupRoot, pins: Pins, client: Cgroup, without: Parts, fed: str
+) -> None:
+    """What has begun at 0 is born at 0; nothing else is shown at 0 again."""
+
+    def pages(parts: Parts = ALL_PARTS) -> list[dict[str, float]]:
+        """Two pages of a daemon after all sums of a cgroup have gone up."""
+        with closing(start(below, pins, parts=parts)) as path:
+            for name in path.kept:
+                table = path.maps[name]
+                key = table.key.pack(**{table.key.fields[0].name: client.id})
+                value = table.lookup(key) or bytes(table.value_size)
+                more = [word + 1000 for word in table.value.struct.unpack(value)]
+                table.update(key, table.value.struct.pack(*more))
+            births = Births(ShownMap(path.maps["shown"]))
+            ledger = Ledger(path, below, Meters((), below, path))
+            switched = {"tcp": parts.tcp, "listeners": parts.tcp, "udp": parts.udp}
+            enabled = {"traffic", *(name for name, on in switched.items() if on)}
+            registry = Registry(enabled, ledger, births)
+            ledger.flush()
+            found = []
+            for _ in range(2):
+                page = text.render(registry.collect(), seen=births.seen_by("one"), openmetrics=False)
+                births.note_seen("one", births.newest)
+                found.append(
+                    {name: each for name, each in counters(page.decode()).items() if '"/client"' in name}
+                )
+            return found
+
+    first, before = pages()
+    assert not any(first.values())
+    pages(without)
+    first, after = pages()
+    begun = {name for name in after if re.match(fed, name)}
+    assert begun
+    assert {name for name, value in first.items() if not value} == begun
+    assert {name: after[name] for name in begun} == {name: before[name] for name in begun}
+    assert all(after[name] > before[name] for name in after.keys() - begun)
 
 
 # ---- meters

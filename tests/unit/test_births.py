@@ -270,6 +270,29 @@ def test_a_full_store_hinders_nobody(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
+def test_sums_that_began_anew() -> None:
+    """Each series is born again, once; another group's are not."""
+    shown: dict[int, int] = {}
+    births = Births(shown)
+    for group in ("m", "n"):
+        for name in ("1", "2"):
+            births.series(group, [("a", name)], A)
+    births.note_seen("one", births.newest)
+
+    births = Births(shown)
+    births.begin_anew(["m"])
+    assert births.series("n", [("a", "1")], A).number == 0
+    first = births.series("m", [("a", "1")], A)
+    assert young(births, "one", first) == [True]
+    assert young(births, "one", first) == [False]
+    assert births.series("m", [("a", "1")], A).number == 0, "as when it was let go"
+    second = births.series("m", [("a", "2")], A)
+    births.forget([])
+    assert young(births, "one", births.series("m", [("a", "2")], A), second) == [True, True]
+    assert births.series("m", [("a", "2")], A).number == 0
+    assert Births(shown).series("m", [("a", "2")], A).number == 0
+
+
 def test_one_that_ended_is_born_again() -> None:
     shown: dict[int, int] = {}
     for births in (Births(shown), Births(shown)):

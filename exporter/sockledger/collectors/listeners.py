@@ -42,6 +42,8 @@ class ListenersCollector:
         self._births = births
         self._series: dict[Workload, dict[int, Series]] = births.by_workload()
         sums = ledger.datapath.sums
+        if "listen_totals" in ledger.datapath.anew:
+            births.begin_anew([DROPS.name])
         self._length, self._limit = sums["listen_queues"].at("length", "limit")
         (self._drops,) = sums["listen_totals"].at("drops")
 

@@ -175,6 +175,10 @@ class TcpCollector:
         self._births = births
         totals = ledger.datapath.sums["tcp_totals"]
         self._rows = list(_rows(totals, ledger.datapath.labels))
+        if "tcp_totals" in ledger.datapath.anew:
+            births.begin_anew([*(row.values[0][0].name for row in self._rows), *(m.name for m in MEASURES)])
+        if "tcp_histograms" in ledger.datapath.anew:
+            births.begin_anew(_histogram_group(metric) for metric in MEASURES)
         self._series: dict[Workload, list[Series | None]] = births.by_workload()
         self._distributions = [
             totals.at(f"measured[{measure}].count", f"measured[{measure}].sum")
@@ -241,13 +245,18 @@ class TcpCollector:
         of_workload = self._parts.setdefault(workload, {})
         parts = of_workload.get(number)
         if parts is None:
-            group, labels = MEASURES[number].name, list(workload._asdict().items())
-            if bounds:  # its sums begin apart from the summary's
-                parts = self._births.histogram(f"{group}_histogram", labels, bounds, workload)
+            metric, labels = MEASURES[number], list(workload._asdict().items())
+            if bounds:
+                parts = self._births.histogram(_histogram_group(metric), labels, bounds, workload)
             else:
-                parts = self._births.summary(group, labels, workload)
+                parts = self._births.summary(metric.name, labels, workload)
             of_workload[number] = parts
         return parts
+
+
+def _histogram_group(metric: Metric) -> str:
+    """Return the births' group of a measure's histogram: its sums begin apart from the summary's."""
+    return f"{metric.name}_histogram"
 
 
 def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:

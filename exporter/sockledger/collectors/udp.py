@@ -24,6 +24,8 @@ class UdpCollector:
         self._ledger = ledger
         self._births = births
         self._series: dict[Workload, Series] = births.by_workload()
+        if "udp_totals" in ledger.datapath.anew:
+            births.begin_anew([RECEIVE_DROPS.name])
         (self._drops,) = ledger.datapath.sums["udp_totals"].at("receive_drops")
 
     def collect(self) -> Iterable[Family]:

@@ -21,6 +21,7 @@ from sockledger.kernel.libbpf import (
     LoadError,
     Map,
     Object,
+    OpenMap,
     Program,
     ProgramStats,
     program_stats,
@@ -233,15 +234,17 @@ class DataPath:
             elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_")):
                 program.set_autoload(self._counts(name.removeprefix("sl_")))
         self.maps["sockets"].max_entries = sockets
-        self.maps["cgroups"].max_entries = cgroups
-        self.maps["label_sets"].max_entries = max(label_sets, 1)
-        rows = cgroups + label_sets
+        self.maps["cgroups"].max_entries = _room(pins, "cgroups", cgroups)
+        room = _room(pins, "label_sets", label_sets)
+        self.maps["label_sets"].max_entries = max(room, 1)
+        rows = cgroups + room
         self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP + RETIRED_TOTALS
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
             self.maps[name].max_entries = entries + 2 if self._counts(name) else 1
         self._kept = [each for name, each in self.maps.items() if name not in OWN and self._counts(name)]
+        self.anew = {each.name for each in self._kept}  # maps that begin at 0
         self._taken_over = self._take_over_maps(pins) if pins else set()
         try:
             self._object.load()
@@ -268,7 +271,7 @@ class DataPath:
             kept.make_retired(self.labels.protocol, self.labels.family)
         # where cgroups' ends are not seen, they would stay for ever
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
-        self.label_sets = KeptLabelSets(self.maps["label_sets"])
+        self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         if pins:
             self._unpin_hooks(pins)
             self._keep_maps(pins)
@@ -294,8 +297,9 @@ class DataPath:
         """Let the object be loaded with the maps that are pinned; return the names of these."""
         pins.begin(self._root.id, CORE, self._kept)
         wanted = self.maps["tcp_sockets"].max_entries
-        if pins.resumed and (missing := pins.missing(self._kept)):
-            logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(missing)})
+        self.anew = pins.missing(self._kept)
+        if pins.resumed and self.anew:
+            logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(self.anew))})
         taken_over = {each.name for each in self._kept if pins.take_over(each)}
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
             logger.warning(
@@ -597,6 +601,20 @@ class DataPath:
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
         return self.maps["lost"].value.unpack(self.maps["lost"].lookup_index(0))
+
+
+def _room(pins: Pins | None, name: str, limit: int) -> int:
+    """Return for how many a map needs room: while more are pinned than the limit, for as many as before.
+
+    None may be dropped: what is counted would lose its name.
+    """
+    for path in pins.all("maps") if pins else ():
+        if path.name.partition("-")[0] == name:
+            with opened(path) as fd:
+                pinned = OpenMap(fd)
+                if pinned.entries() > limit:
+                    limit = max(limit, pinned.max_entries)
+    return limit
 
 
 def _replace(program: Program, cgroup_id: int, link: Link) -> bool:

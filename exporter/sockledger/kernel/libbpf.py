@@ -353,13 +353,18 @@ class Table:
         return value.raw
 
     def make(self, key: bytes, value: bytes | None = None) -> bool:
-        """Make an entry, of zeros by default, for a key that has none; return whether there was room."""
+        """Make an entry, of zeros by default, for a key that has none; return whether there was room.
+
+        In a map that sets no entries aside there is none either where its memory cgroup is at its limit.
+        """
         if value is None:
             value = bytes(self.value_size)
         result = _library().bpf_map_update_elem(self.fd, key, value, BPF_NOEXIST)
-        if result not in (-errno.EEXIST, -errno.E2BIG):
+        if result in (-errno.E2BIG, -errno.ENOMEM):
+            return False
+        if result != -errno.EEXIST:
             _checked(result, f"bpf_map_update_elem on {self.name}")
-        return bool(result != -errno.E2BIG)
+        return True
 
     def update(self, key: bytes, value: bytes) -> None:
         """Set a key's value."""
@@ -386,6 +391,10 @@ class Table:
         for keys, _ in list(self.batches()):
             for at in range(0, len(keys), self.key_size):
                 self.delete(keys[at : at + self.key_size])
+
+    def entries(self) -> int:
+        """Return how many entries there are."""
+        return sum(len(keys) for keys, _ in self.batches()) // self.key_size
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries, *size* or less at a time: keys, and values in the same order.
@@ -421,6 +430,7 @@ class OpenMap(Table):
     def __init__(self, fd: int) -> None:
         info = _info(fd, _MapInfo())
         super().__init__(info.name.decode(), info.key_size, info.value_size)
+        self.max_entries = info.max_entries
         self._fd = fd
 
     @property

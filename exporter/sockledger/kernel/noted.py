@@ -75,10 +75,11 @@ class NotedCgroups:
 
 
 class KeptLabelSets:
-    """The map `label_sets`."""
+    """The map `label_sets`. There is *room* for so many; more may be there from before."""
 
-    def __init__(self, table: Map) -> None:
+    def __init__(self, table: Map, room: int) -> None:
         self._table = table
+        self.room = room
         self._key, self._value = table.key.struct, table.value.struct
         self._labels_bytes = table.value.field("labels").size
 

@@ -230,10 +230,10 @@ class Pins:
         """Return where a hook's program is pinned, or is to be."""
         return self.folder / "hooks" / name
 
-    def missing(self, maps: Iterable[Map]) -> list[str]:
+    def missing(self, maps: Iterable[Map]) -> set[str]:
         """Return the names of maps that are pinned in no shape."""
         there = set(map(_name, self.all("maps")))
-        return sorted(each.name for each in maps if each.name not in there)
+        return {each.name for each in maps} - there
 
     def keep_program(self, name: str, fd: int, is_new: bool) -> int:  # noqa: FBT001
         """Pin a hook's program, if it *is_new*; return a descriptor of the one that is pinned."""

@@ -6,9 +6,9 @@ which are born together.
 
 Counts outlive the daemon, so what it has shown must be known to the next one: shown at 0 again, a counter
 would seem to have been reset. A page has a series at 0; once that page has gone out the series is written
-down as shown; only then may a page have its value. So whenever the daemon is killed, a scraper gets 0
-twice at most, and never 0 after a value. Which scraper had got what is not written down: a successor takes
-what was shown as seen by all.
+down as shown; only then may a page have its value. So each time that the daemon is killed, a scraper may
+get the 0 once more, but never after a value. Which scraper had got what is not written down: a successor
+takes what was shown as seen by all.
 """
 
 import logging
@@ -70,6 +70,8 @@ class Births:
         self._scrapers: OrderedDict[str, int] = OrderedDict()
         self._written = {key for key, _ in shown.items()}
         self._unwritten: dict[int, tuple[int, int]] = {}  # number and workload, by key
+        self._anew: set[str] = set()  # groups
+        self._of_others: set[int] = set()  # in these: what was shown of sums that are gone
         self._full = False
         self._caches: list[dict[Workload, Any]] = []
 
@@ -100,6 +102,9 @@ class Births:
     def _number(self, group: str | None, labels: Labels, workload: Workload | None) -> int:
         if group is not None:
             key = _key(group, labels)
+            if group in self._anew and key in self._of_others:
+                self._of_others.remove(key)
+                self._end(key)
             if key in self._written:
                 return 0
             if key in self._unwritten:
@@ -110,11 +115,21 @@ class Births:
 
     def end(self, group: str, labels: Labels) -> None:
         """Note that a counter is gone: one with its labels is a new one, and starts at 0."""
-        key = _key(group, labels)
+        self._end(_key(group, labels))
+
+    def _end(self, key: int) -> None:
         self._written.discard(key)
         self._unwritten.pop(key, None)
         with suppress(KeyError):
             del self._shown[key]
+
+    def begin_anew(self, groups: Iterable[str]) -> None:
+        """Note that this daemon's sums of *groups* began at 0: what was shown of them before was of others.
+
+        Before any of their series is made.
+        """
+        self._anew.update(groups)
+        self._of_others |= self._written
 
     def by_workload(self) -> dict[Workload, _T]:
         """Return a new dict for a collector's series, from which `let_go` deletes workloads."""

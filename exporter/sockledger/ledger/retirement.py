@@ -16,17 +16,22 @@ All that matters is in the kernel's maps: a daemon that begins between any two s
 """
 
 import hashlib
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from sockledger.kernel.datapath import LABEL_SET, RETIRED, DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
 from sockledger.workloads.names import Workload, workload_of
 
+logger = logging.getLogger(__name__)
+
 HOUR = 3600 * 10**9  # in nanoseconds, as all times here
 
 # For so long a label set is kept that has no cgroup.
 DAY = 24 * HOUR
+
+LABEL_SETS = "label_sets"  # the map
 
 Key = tuple[int, ...]
 # By map: keys, of which the first member is a cgroup's id or a label set's, with their sums.
@@ -65,6 +70,7 @@ class Retirement:
         self._label_sets = datapath.label_sets.all()  # only this changes them
         # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
         self._changes: dict[int, tuple[Rows, int]] = {}
+        self._stuck = False  # the last time something could not be written
 
     @property
     def label_sets(self) -> Collection[KeptLabelSet]:
@@ -134,13 +140,12 @@ class Retirement:
         ]
         self._changes = {number: change for number, change in self._changes.items() if number in filled}
 
-        hidden = {number: each for number, each in self._label_sets.items() if number not in shown}
-        ending = {number for number, each in hidden.items() if not each.seen or now - each.seen >= DAY}
-        for number in ending:
-            if self._label_sets[number].seen:
-                self._note_seen(number, 0)
-        self._fold_all(due, filled, noted, shown, hidden.keys(), ending)
-
+        hidden = self._label_sets.keys() - shown.keys()
+        ending = {
+            number
+            for number in hidden
+            if self._ends(self._label_sets[number], now) and self._mark_end(number)
+        }
         for number, each in removed.items():
             if each.removed == ENDED and number in filled:
                 self._retire(filled[number])
@@ -158,10 +163,34 @@ class Retirement:
         if ended := ending - filled.keys():
             self._forget_label_sets(ended)
             over = True
-        for number in self._label_sets.keys() & shown.keys():
-            if now - self._label_sets[number].seen >= HOUR:
-                self._note_seen(number, now)
+
+        # all else writes, for which there may be no memory
+        try:
+            without_room = self._fold_all(due, filled, shown)
+            self._make_room(without_room, hidden & self._label_sets.keys(), filled, empty, noted, shown)
+            for number in self._label_sets.keys() & shown.keys():
+                if now - self._label_sets[number].seen >= HOUR:
+                    self._note_seen(number, now)
+            self._stuck = False
+        except OSError as error:
+            if not self._stuck:
+                logger.warning("what is gone is shown longer", extra={"error": str(error)})
+            self._stuck = True
         return over
+
+    def _mark_end(self, number: int) -> bool:
+        """Write down that a label set ends, before its sums do; return whether there was memory for it."""
+        try:
+            if self._label_sets[number].seen:
+                self._note_seen(number, 0)
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _ends(label_set: KeptLabelSet, now: int) -> bool:
+        """Whether a label set that is not shown has to end."""
+        return not label_set.seen or now - label_set.seen >= DAY
 
     def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int) -> bool:
         """Whether a cgroup has counted nothing for long enough."""
@@ -173,55 +202,101 @@ class Retirement:
         return self._clock() - max(since, self._start) >= self._gone and self._have_seen(since)
 
     def _fold_all(
-        self,
-        due: list[int],
-        filled: Mapping[int, Rows],
-        noted: Mapping[int, NotedCgroup],
-        shown: Mapping[int, Workload],
-        hidden: Collection[int],
-        ending: set[int],
-    ) -> None:
-        """Move the sums of cgroups to their label sets'. Where there is no room for them another has to end.
+        self, due: list[int], filled: Mapping[int, Rows], shown: Mapping[int, Workload]
+    ) -> dict[int, set[str]]:
+        """Move the sums of cgroups to their label sets'; return which stay, with what `_fold` returns."""
+        results = ((number, self._fold(filled[number], shown[number])) for number in due)
+        return {number: full for number, full in results if full is not None}
 
-        It is added to *ending*; if there is none, the cgroup's sums end.
+    def _fold(self, rows: Rows, workload: Workload, *, retire: bool = False) -> set[str] | None:
+        """Move a cgroup's sums to its label set's; with *retire* those for which there is no room end.
+
+        Return None, or if it stays as it is the maps that are full; none if there is no memory.
         """
-        vacant = len(ending)
-        oldest = sorted(set(hidden) - ending, key=lambda number: self._label_sets[number].seen, reverse=True)
-        staying = {shown[number] for number in shown.keys() - self._label_sets.keys() - set(due)}
-        for number in due:
-            workload = shown[number]
-            label_set = label_set_id(workload)
-            if self._fold(filled[number], label_set, workload):
-                continue
-            if vacant:
-                vacant -= 1  # at a later flush there is room
-                staying.add(workload)
-            elif oldest and self._datapath.label_sets.fits(workload):
-                last = oldest.pop()
-                self._note_seen(last, 0)
-                ending.add(last)
-                staying.add(workload)
-            elif noted[number].released and workload not in staying and label_set not in self._label_sets:
-                self._datapath.cgroups.end(number, noted[number])
-
-    def _fold(self, rows: Rows, label_set: int, workload: Workload) -> bool:
-        """Move a cgroup's sums to its label set's; return whether there was room for them."""
-        kept = self._datapath.kept
-        moves = [(kept[table], key, (label_set, *key[1:])) for table, key, _ in rows]
-        if not all(sums.make(target) for sums, _, target in moves):
-            return False
-        if label_set not in self._label_sets:
-            new = KeptLabelSet(self._clock(), workload)
-            if not self._datapath.label_sets.make(label_set, new):
-                return False
-            self._label_sets[label_set] = new
+        label_set = label_set_id(workload)
+        new = label_set not in self._label_sets
+        if new and (len(self._label_sets) >= self._datapath.label_sets.room or not self._fits(workload)):
+            return {LABEL_SETS}
+        moves, full = [], set()
+        for table, key, _ in rows:
+            sums, target = self._datapath.kept[table], (label_set, *key[1:])
+            if not sums.make(target):
+                full.add(table)
+                target = sums.retired(key)
+            moves.append((sums, key, target))
+        if full and not retire:
+            return full
+        if new:
+            made = KeptLabelSet(self._clock(), workload)
+            if not self._datapath.label_sets.make(label_set, made):
+                return set()
+            self._label_sets[label_set] = made
         for sums, key, target in moves:
             sums.move(key, target)
-        return True
+        return None
+
+    def _fits(self, workload: Workload) -> bool:
+        return self._datapath.label_sets.fits(workload)
+
+    def _make_room(
+        self,
+        without_room: Mapping[int, set[str]],
+        hidden: Collection[int],
+        filled: Mapping[int, Rows],
+        empty: Mapping[int, Rows],
+        noted: Mapping[int, NotedCgroup],
+        shown: Mapping[int, Workload],
+    ) -> None:
+        """Let the oldest label sets end, where there are too many or one is in a cgroup's way.
+
+        If there is none in its way, the cgroup's sums end.
+        """
+        excess = len(self._label_sets) - self._datapath.label_sets.room
+        if not without_room and excess <= 0:
+            return
+        # newest first, and by map; those that end already leave room in so many maps
+        oldest: defaultdict[str, list[int]] = defaultdict(list)
+        leaving: Counter[str] = Counter()
+        now, ending = self._clock(), set()
+        for number in sorted(hidden, key=lambda number: self._label_sets[number].seen, reverse=True):
+            rows = (*filled.get(number, ()), *empty.get(number, ()))
+            occupied = {LABEL_SETS, *(table for table, _, _ in rows)}
+            if self._ends(self._label_sets[number], now):
+                ending.add(number)
+                leaving.update(occupied)
+            else:
+                for table in occupied:
+                    oldest[table].append(number)
+
+        def end_one(tables: Collection[str]) -> bool:
+            for table in tables:
+                while oldest[table]:
+                    if (number := oldest[table].pop()) not in ending:
+                        self._note_seen(number, 0)
+                        ending.add(number)
+                        return True
+            return False
+
+        for _ in range(excess - len(ending)):
+            leaving[LABEL_SETS] += end_one({LABEL_SETS})
+        staying = {shown[number] for number in shown.keys() - self._label_sets.keys() - without_room.keys()}
+        for number, full in without_room.items():
+            workload = shown[number]
+            if not full or any(leaving[table] > 0 for table in full):
+                leaving.subtract(full)  # at a later flush there is room
+                staying.add(workload)
+            elif self._fits(workload) and end_one(full):
+                staying.add(workload)
+            elif noted[number].released and workload not in staying:
+                if LABEL_SETS in full:
+                    self._datapath.cgroups.end(number, noted[number])
+                else:
+                    self._fold(filled[number], workload, retire=True)
 
     def _note_seen(self, label_set: int, seen: int) -> None:
-        self._label_sets[label_set] = self._label_sets[label_set]._replace(seen=seen)
-        self._datapath.label_sets.update(label_set, self._label_sets[label_set])
+        noted = self._label_sets[label_set]._replace(seen=seen)
+        self._datapath.label_sets.update(label_set, noted)
+        self._label_sets[label_set] = noted
 
     def _forget_label_sets(self, ended: Collection[int]) -> None:
         # births first: as long as a label set is there, the next daemon knows that its sums have ended
