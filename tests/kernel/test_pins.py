@@ -577,7 +577,7 @@ def test_figures_of_hooks_go_on(below: CgroupRoot, pins: Pins, parent: Cgroup) -
         with new_cgroup(parent.path, "a"):
             pass
         with closing(start(below, pins)) as path:
-            assert path.stats("sl_cgroup_mkdir").runs == 1
+            assert path.stats("sl_cgroup_mkdir").runs >= 1, "other hierarchies may have some, too"
 
 
 def test_a_start_that_is_refused_leaves_nothing(pins: Pins, client: Cgroup) -> None:
