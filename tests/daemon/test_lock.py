@@ -15,6 +15,7 @@ from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import eventually
 
 from sockledger.daemon import ATTACHMENTS_POLL_SECONDS
+from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.lock import Lock
 
@@ -106,6 +107,28 @@ def test_folder_removed_before_it_is_locked(place: Surroundings, monkeypatch: py
     assert second.try_acquire()
     assert not first.try_acquire()
     second.release()
+
+
+def test_folder_of_another_daemon_stays(place: Surroundings) -> None:
+    """Somebody has removed the first one's folder, and a second one has made another."""
+    first, second, third = (Lock(place.bpffs) for _ in range(3))
+    assert first.try_acquire()
+    (place.bpffs / "sockledger").rmdir()
+    assert second.try_acquire()
+    with pytest.raises(UserError, match="another daemon has made it"):
+        first.renew()
+    first.release()
+    assert not third.try_acquire()
+    second.release()
+
+
+def test_folder_that_is_removed_is_made_again(place: Surroundings) -> None:
+    lock, other = Lock(place.bpffs), Lock(place.bpffs)
+    assert lock.try_acquire()
+    (place.bpffs / "sockledger").rmdir()
+    lock.renew()
+    assert not other.try_acquire()
+    lock.release()
 
 
 def test_folder_of_others_stays(place: Surroundings) -> None:

@@ -1,17 +1,20 @@
 """A daemon that pins: what it has counted goes on, whatever becomes of it, until it is uninstalled."""
 
+import os
 import signal
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.daemon.support import Daemon, Page, Surroundings, existing_links
-from tests.daemon.traffic import send_datagrams
+from tests.daemon.traffic import converse, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import PATIENCE, eventually
 
 from sockledger.daemon import MEND_SECONDS
+from sockledger.kernel.pins import KINDS
 
 
 @pytest.fixture
@@ -146,6 +149,99 @@ def test_mended(pinned: Surroundings, netns: Netns) -> None:
         sent += send_datagrams(netns, a, a)
         assert sent_by_a(second.settled()) == [sent]
         assert second.page().sum("receive_bytes_total", cgroup="/a") == sent
+
+
+def test_unpinned_before_it_stops(pinned: Surroundings, netns: Netns) -> None:
+    """What a hand has removed would end with the daemon: it is pinned again."""
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        daemon = pinned.run()
+        sent = send_datagrams(netns, a, a)
+        run("rm", "-r", str(pinned.bpffs / "sockledger"))
+        end(daemon, signal.SIGTERM)
+        sent += send_datagrams(netns, a, a)
+        daemon = pinned.run()
+        assert sent_by_a(daemon.page()) == [sent]
+        assert daemon.lines("level=WARN") == 0
+
+
+def test_a_map_that_is_not_there_any_more(pinned: Surroundings, netns: Netns) -> None:
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        end(pinned.run(), signal.SIGTERM)
+        sent = send_datagrams(netns, a, a)
+        [path] = (pinned.bpffs / "sockledger/v1/maps").glob("tcp_totals-*")
+        path.unlink()
+        daemon = pinned.run()
+        assert daemon.lines("level=WARN", "begins at 0, as it is not pinned", "maps=tcp_totals") == 1
+        assert sent_by_a(daemon.page()) == [sent]
+
+
+def test_what_is_no_pin_is_left_alone(pinned: Surroundings, netns: Netns) -> None:
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        end(pinned.run(), signal.SIGTERM)
+        sent = send_datagrams(netns, a, a)
+        for kind in KINDS:
+            (pinned.bpffs / "sockledger/v1" / kind / "sub").mkdir()
+            (pinned.bpffs / "sockledger/v1" / kind / "totals-aaaaaaaa").symlink_to("nowhere")
+        daemon = pinned.run()
+        assert sent_by_a(daemon.page()) == [sent]
+        assert daemon.lines("level=WARN") == 0
+
+
+def test_what_cannot_be_understood_is_one_line(pinned: Surroundings) -> None:
+    end(pinned.run(), signal.SIGTERM)
+    root = pinned.bpffs / "sockledger/v1/root"
+    root.unlink()
+    root.symlink_to("abc")
+    daemon = pinned.start()
+    assert daemon.process.wait(PATIENCE) == 1
+    assert len(daemon.log.splitlines()) == 1
+    assert "sockledger uninstall removes it" in daemon.log
+
+
+def test_uninstall_follows_nobody_s_link(pinned: Surroundings) -> None:
+    precious = pinned.folder / "precious"
+    (precious / "sub").mkdir(parents=True)
+    home = pinned.bpffs / "sockledger"
+    home.mkdir(mode=0o700)
+    (home / "v2").symlink_to(precious)
+    assert pinned.uninstall().stdout == "nothing is pinned\n"
+    assert (precious / "sub").exists()
+    (home / "v2").unlink()
+    home.rmdir()
+
+
+def test_uninstall_elsewhere(pinned: Surroundings) -> None:
+    pinned.bpffs, bpffs = pinned.folder, pinned.bpffs
+    refused = pinned.uninstall()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "not a BPF file system" in refused.stderr
+    pinned.bpffs = bpffs
+
+
+def test_a_folder_of_another_user(pinned: Surroundings) -> None:
+    home = pinned.bpffs / "sockledger"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    daemon = pinned.start()
+    assert daemon.process.wait(PATIENCE) == 1
+    assert daemon.log == f"sockledger: {home}: belongs to another user: remove it\n"
+    home.rmdir()
+
+
+def test_a_limit_is_warned_of_when_it_is_reached(pinned: Surroundings, netns: Netns) -> None:
+    with ExitStack() as stack:
+        cgroups = [stack.enter_context(new_cgroup(pinned.cgroup.path, name)) for name in "abc"]
+        daemon = pinned.run(pinned.configure("limits: {cgroups: 1, label_sets: 1}"))
+        for cgroup in cgroups:
+            for family in ("ipv4", "ipv6"):
+                send_datagrams(netns, cgroup, cgroup, family=family)
+                converse(netns, cgroup, cgroup, size=100, family=family)
+        daemon.settled()
+        assert daemon.lines("the totals are full") == 1
+        end(daemon, signal.SIGTERM)
+        daemon = pinned.run(pinned.configure("limits: {cgroups: 100}"))
+        daemon.page()
+        assert daemon.lines("the totals are full") == 0
 
 
 def names_in(folder: Path) -> list[str]:

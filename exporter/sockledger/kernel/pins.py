@@ -136,8 +136,9 @@ class Pins:
         return removed
 
     def all(self, kind: str) -> set[Path]:
-        """Return the pins of a kind: maps, links or programs."""
-        return set((self.folder / kind).glob("*"))
+        """Return the pins of a kind, without what is none."""
+        is_one = stat.S_ISLNK if kind == "layouts" else stat.S_ISREG
+        return {path for path in (self.folder / kind).glob("*") if is_one(path.lstat().st_mode)}
 
     def map(self, each: Map) -> Path:
         """Return where a map is pinned, or is to be."""
