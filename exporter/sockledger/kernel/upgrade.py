@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout
 from sockledger.kernel.libbpf import Map, OpenMap, Table
 from sockledger.kernel.move import INDEX, SumsMap, move_all, translate
@@ -38,6 +39,10 @@ def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Ke
     with opened(path) as fd:
         if name in _COPIED:
             without_room = _copy(OpenMap(fd), target, layouts)
+            if without_room:  # its size is large enough
+                raise UserError(
+                    f"{path}: no memory to carry it over: allow the daemon more, nothing is lost yet"
+                )
         else:
             without_room = _move(OpenMap(fd), target, layouts, maps["overflow"], overflow_key)
     logger.info("carried over", extra={"map": name, "without_room": without_room})
