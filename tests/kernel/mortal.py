@@ -26,7 +26,7 @@ from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
-LAST = 600
+LAST = 700
 NOWHERE = Path()
 SCRAPERS = ("one", "two", None)
 
