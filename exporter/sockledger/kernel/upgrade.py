@@ -40,9 +40,7 @@ def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Ke
         if name in _COPIED:
             without_room = _copy(OpenMap(fd), target, layouts)
             if without_room:  # its size is large enough
-                raise UserError(
-                    f"{path}: no memory to carry it over: allow the daemon more, nothing is lost yet"
-                )
+                raise UserError(f"{path}: no memory to carry it over: allow the daemon more, nothing is lost")
         else:
             without_room = _move(OpenMap(fd), target, layouts, maps["overflow"], overflow_key)
     logger.info("carried over", extra={"map": name, "without_room": without_room})
