@@ -3,8 +3,8 @@
 ``<bpffs>/sockledger/v1`` holds ``maps/NAME-SHAPE``, ``links/NAME``, ``programs/NAME-SHAPE`` and, once all
 maps are there, the symbolic link ``root``, which names the cgroup that they count in by its id. SHAPE tells
 apart maps of one name whose layout or size differs, so that one version or configuration can follow another;
-``layouts/NAME-SHAPE``, a symbolic link, too, has the map's layout in words. ``hooks/NAME`` is the program that
-a tracepoint's link runs.
+``layouts/NAME-SHAPE``, a symbolic link, too, has the map's layout in words. ``hooks/NAME`` is the program
+that a tracepoint's link runs.
 """
 
 import hashlib
