@@ -46,6 +46,8 @@ static __always_inline void renew_lease(struct flushes *f)
 {
 	__u64 now = bpf_jiffies64();
 
+	if (!settings.lease)
+		return;
 	if (f->lease && now > f->lease)
 		f->lapses++;
 	f->lease = now + settings.lease;

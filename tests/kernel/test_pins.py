@@ -790,6 +790,16 @@ def test_dormant_when_the_lease_is_over(
         assert final_difference(path, below) == NOTHING
 
 
+def test_without_a_lease_nothing_is_ever_over(
+    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(start(below, pins, lease=0)) as path:
+        for _ in range(3):
+            time.sleep(2 / ticks_per_second())
+            flush(path)
+    assert not caplog.records
+
+
 def test_what_begins_while_dormant_is_older(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
     lease = 0.2
     start(below, pins, lease=lease).close()

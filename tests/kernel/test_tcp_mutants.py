@@ -176,10 +176,10 @@ def at(before: str, after: str, file: str = "tcp_sockets.h") -> Change:
 
 
 # No end is told: neither way, for another data path of this machine may have asked for callbacks.
-TELLS = "if (!(flags & BPF_SOCK_OPS_STATE_CB_FLAG) && is_ours(sk))"
+TELLS = "if ((flags & BPF_SOCK_OPS_STATE_CB_FLAG) || !is_ours(sk) ||"
 ASKED = "if (ctx->args[1] != BPF_TCP_CLOSE)"
 SILENT = (
-    at(TELLS, f"if (false && {TELLS[4:]}", "tcp_hooks.h"),
+    at(TELLS, f"if (true || {TELLS[4:]}", "tcp_hooks.h"),
     at(ASKED, f"if (true || {ASKED[4:]}", "tcp_hooks.h"),
 )
 
