@@ -15,6 +15,25 @@ from tests.kernel.truth import runs_for_ipv6_synack
 
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 
+# Of files whose tests load programs again and again, what runs in emulators, where each load takes seconds;
+# all does with SOCKLEDGER_TEST_FULL.
+IN_EMULATORS = {
+    "test_pins.py": ("counts_on", "other_limits", "another_version_and_back"),
+    "test_gone.py": ("a_thousand_short_lives", "killed_while_folding"),
+    "test_move.py": ("killed_at_any_moment", "while_a_program_adds_to_both"),
+    "test_full_maps.py": (),
+    "test_kills.py": (),
+    "test_generator.py": (),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SCALE == 1 or os.environ.get("SOCKLEDGER_TEST_FULL"):
+        return
+    for item in items:
+        if not any(name in item.name for name in IN_EMULATORS.get(item.path.name, ("",))):
+            item.add_marker(pytest.mark.skip(reason="takes long in an emulator: SOCKLEDGER_TEST_FULL=1"))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def as_root() -> None:
