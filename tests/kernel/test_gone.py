@@ -578,6 +578,12 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
             found = [each for each in gc.get_objects() if isinstance(each, Series)]
             return sum("/job-" in value for each in found for _, value in each.labels)
 
+        def assert_back() -> None:
+            now = entries(path)
+            # the kernel's own packets may begin to count for the root at any time, in one series or two
+            assert now.pop("shown") - shown in range(3)
+            assert now == start
+
         def round_of(count: int, first: int) -> None:
             with ExitStack() as stack:
                 for number in range(first, first + count):
@@ -593,18 +599,19 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
         ledger.flush()
         collect()  # what is of no workload
         start = entries(path)
+        shown = start.pop("shown")
         round_of(10, 0)
         clock.ahead += DAY
         for _ in range(3):
             ledger.flush()
-        assert entries(path) == start
+        assert_back()
         for first in range(0, scaled(5000), 500):
             round_of(min(500, scaled(5000)), first)
         assert entries(path)["label_sets"] <= 2000
         clock.ahead += DAY
         for _ in range(3):
             ledger.flush()
-        assert entries(path) == start
+        assert_back()
         assert_balanced(path, below)
 
 
