@@ -31,7 +31,7 @@ from sockledger.kernel.links import Links
 from sockledger.kernel.move import INDEX, Mover
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import open_object
-from sockledger.kernel.pins import Pins, opened
+from sockledger.kernel.pins import Pins, opened, pin_name
 from sockledger.kernel.upgrade import carry_over
 
 logger = logging.getLogger(__name__)
@@ -98,14 +98,8 @@ class Parts:
 # is set. RETIRED is where sums of label sets end.
 LABEL_SET = RETIRED = 1 << 63
 
-# By map: the part that it belongs to.
-SUMS = {
-    "tcp_totals": "tcp",
-    "listen_totals": "tcp",
-    "listen_queues": "tcp",
-    "tcp_histograms": "tcp_histograms",
-    "udp_totals": "udp",
-}
+# Maps of sums, but for the totals.
+SUMS = ("tcp_totals", "listen_totals", "listen_queues", "tcp_histograms", "udp_totals")
 # Without one of these the others are worth nothing: totals and control would not agree, or counters fall.
 CORE = ("control", "flushes", "overflow", "shown", "sockets", "totals")
 # Behind a hook's name, its slot's.
@@ -312,7 +306,7 @@ class DataPath:
         """Take off what jumps to slots that are not there any more."""
         for each in self._kept:
             if each.name.endswith(SLOT) and each.name not in self._taken_over:
-                pins.link(each.name.removesuffix(SLOT)).unlink(missing_ok=True)
+                pins.remove_link(each.name.removesuffix(SLOT))
 
     def _keep_maps(self, pins: Pins) -> list[str]:
         """Pin all maps; return the names of those that were not."""
@@ -609,7 +603,7 @@ def _room(pins: Pins | None, name: str, limit: int) -> int:
     None may be dropped: what is counted would lose its name.
     """
     for path in pins.all("maps") if pins else ():
-        if path.name.partition("-")[0] == name:
+        if pin_name(path) == name:
             with opened(path) as fd:
                 pinned = OpenMap(fd)
                 if pinned.entries() > limit:

@@ -98,15 +98,15 @@ class Pins:
             counted_in = int(self._root.readlink().name)
         except FileNotFoundError:
             return "a start did not come to its end"
-        if missing := set(core) - set(map(_name, self.all("maps"))):
+        if missing := set(core) - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
         left = self.all("maps") - wanted
-        if any(_name(path) in FIXED and _name(path) in map(_name, wanted) for path in left):
+        if any(pin_name(path) in FIXED and pin_name(path) in map(pin_name, wanted) for path in left):
             raise UserError(self._not_understood(VERSION))
         if not set(map(self._layouts, left)) <= self.all("layouts"):
             return "somebody has removed layouts"
-        flushes = {path for path in self.all("programs") if _name(path) == "sl_flush"}
-        if len({path for path in left if _name(path) == "sockets"}) > len(flushes):
+        flushes = {path for path in self.all("programs") if pin_name(path) == "sl_flush"}
+        if len({path for path in left if pin_name(path) == "sockets"}) > len(flushes):
             return "somebody has removed programs"
         if counted_in == root_id:
             self.resumed = True
@@ -234,7 +234,7 @@ class Pins:
 
     def missing(self, maps: Iterable[Map]) -> set[str]:
         """Return the names of maps that are pinned in no shape."""
-        there = set(map(_name, self.all("maps")))
+        there = set(map(pin_name, self.all("maps")))
         return {each.name for each in maps} - there
 
     def keep_program(self, name: str, fd: int, is_new: bool) -> int:  # noqa: FBT001
@@ -245,7 +245,7 @@ class Pins:
         return open_pin(path)
 
 
-def _name(path: Path) -> str:
+def pin_name(path: Path) -> str:
     """Return what a pin is called, without its shape."""
     return path.name.partition("-")[0]
 

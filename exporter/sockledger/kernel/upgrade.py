@@ -11,7 +11,7 @@ from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout
 from sockledger.kernel.libbpf import Map, OpenMap, Table
 from sockledger.kernel.move import INDEX, SumsMap, move_all, translate
-from sockledger.kernel.pins import FIXED, Pins, opened
+from sockledger.kernel.pins import FIXED, Pins, opened, pin_name
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Ke
 
     Totals for which there is no room are added to the overflow, at what *overflow_key* makes of their key.
     """
-    name = path.name.partition("-")[0]
+    name = pin_name(path)
     if name in _LEFT or name.endswith("_slot") or name not in maps:
         return
     target = maps[name]
