@@ -44,10 +44,10 @@ class Flush:
 class Limits:
     """How much may be kept."""
 
-    cgroups: int = 16384
+    cgroups: int = 8192
     sockets: int = 65536
     connections: int = 262144
-    label_sets: int = 16384
+    label_sets: int = 4096
 
 
 @dataclass(frozen=True, slots=True)

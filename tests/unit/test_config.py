@@ -38,7 +38,7 @@ def test_defaults() -> None:
     assert load(None) == Config(
         Attach(meters=()),
         Flush(interval=10.0),
-        Limits(cgroups=16384, sockets=65536),
+        Limits(cgroups=8192, sockets=65536),
         Persist(gone=600.0, lease=86400.0),
     )
 

@@ -232,11 +232,11 @@ class DataPath:
         room = _room(pins, "label_sets", label_sets)
         self.maps["label_sets"].max_entries = max(room, 1)
         rows = cgroups + room
-        self.maps["totals"].max_entries = rows * TOTALS_PER_CGROUP + RETIRED_TOTALS
+        self.maps["totals"].max_entries = _room(pins, "totals", rows * TOTALS_PER_CGROUP + RETIRED_TOTALS)
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
-            self.maps[name].max_entries = entries + 2 if self._counts(name) else 1
+            self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         self._kept = [each for name, each in self.maps.items() if name not in OWN and self._counts(name)]
         self.anew = {each.name for each in self._kept}  # maps that begin at 0
         self._taken_over = self._take_over_maps(pins) if pins else set()
@@ -600,7 +600,7 @@ class DataPath:
 def _room(pins: Pins | None, name: str, limit: int) -> int:
     """Return for how many a map needs room: while more are pinned than the limit, for as many as before.
 
-    None may be dropped: what is counted would lose its name.
+    None may be dropped: what is counted would lose its name, or its sums.
     """
     for path in pins.all("maps") if pins else ():
         if pin_name(path) == name:
