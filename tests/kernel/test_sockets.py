@@ -54,8 +54,8 @@ def places(cookie: int) -> list[int]:
     return found
 
 
-def test_everybody_sits_at_a_place_of_his(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
-    with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
+def test_everybody_sits_at_a_place_of_his(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(below, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
         send_one_each(sockets)
         seated = {seat["owner"]: index for index, seat in enumerate(seats(path))}
         for cookie in cookies(sockets):
@@ -88,22 +88,22 @@ def rounds(number: int) -> dict[tuple[str, str], Traffic]:
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["younger", "older"])
-def test_a_seat_each(root: CgroupRoot, client: Cgroup, netns: Netns, *, older: bool) -> None:
+def test_a_seat_each(below: CgroupRoot, client: Cgroup, netns: Netns, *, older: bool) -> None:
     """Whether they are younger or older than the programs, and have sent before, sockets find a seat."""
     with ExitStack() as stack:
         if not older:
-            path = stack.enter_context(attached(root, sockets=SEATS))
+            path = stack.enter_context(attached(below, sockets=SEATS))
         sockets = stack.enter_context(new_sockets(client, netns))
         if older:
             send_one_each(sockets)
-            path = stack.enter_context(attached(root, sockets=SEATS))
+            path = stack.enter_context(attached(below, sockets=SEATS))
         send_one_each(sockets)
         assert owners(path, client) == sorted(cookies(sockets))
         assert counted(path, client) == rounds(1)
 
 
-def test_idle_seats_are_taken_back(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
-    with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
+def test_idle_seats_are_taken_back(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(below, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
         seated = sorted(cookies(sockets))
         send_one_each(sockets)
         for expected in (seated, [RETIRED] * SOCKETS, [FREE] * SOCKETS):
@@ -114,30 +114,30 @@ def test_idle_seats_are_taken_back(root: CgroupRoot, client: Cgroup, netns: Netn
         assert counted(path, client) == rounds(2)
 
 
-def test_active_sockets_keep_their_seats(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
-    with attached(root, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
+def test_active_sockets_keep_their_seats(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(below, sockets=SEATS) as path, new_sockets(client, netns) as sockets:
         for number in range(1, 5):
             send_one_each(sockets)
             assert counted(path, client) == rounds(number)
             assert owners(path, client) == sorted(cookies(sockets))
 
 
-def test_sockets_that_end_leave_what_they_counted(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+def test_sockets_that_end_leave_what_they_counted(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
     """No hook sees their end: what they had pending is in the table, not in them."""
-    with attached(root, sockets=SEATS) as path:
+    with attached(below, sockets=SEATS) as path:
         for number in range(1, 4):
             with new_sockets(client, netns) as sockets:
                 send_one_each(sockets)
             assert counted(path, client) == rounds(number)
-        assert final_difference(path, root) == NOTHING
+        assert final_difference(path, below) == NOTHING
 
 
-def test_cookies_of_many_cpus(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+def test_cookies_of_many_cpus(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
     """Each CPU gives out cookies from a batch of its own; sockets of 64 CPUs find seats all the same."""
     cpus, sockets, batch = max(64 // SCALE, 2), 256, 4096
     with (
         many_descriptors(cpus * sockets + 1000),
-        attached(root, sockets=4 * cpus * sockets) as path,
+        attached(below, sockets=4 * cpus * sockets) as path,
         ExitStack() as stack,
         single_cpu(),
         client.joined(),
@@ -151,7 +151,7 @@ def test_cookies_of_many_cpus(root: CgroupRoot, client: Cgroup, netns: Netns) ->
             while cookie_of_new_socket() // batch == first // batch:
                 pass
         assert path.lost_updates()["sockets_full"] <= cpus * sockets // 200
-        assert final_difference(path, root) == NOTHING
+        assert final_difference(path, below) == NOTHING
 
 
 @contextmanager
@@ -170,8 +170,8 @@ def cookie_of_new_socket() -> int:
     return cookie
 
 
-def test_one_seat_is_enough(root: CgroupRoot, client: Cgroup, netns: Netns) -> None:
-    with attached(root, sockets=1) as path, new_sockets(client, netns) as sockets:
+def test_one_seat_is_enough(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    with attached(below, sockets=1) as path, new_sockets(client, netns) as sockets:
         send_one_each(sockets)
         assert counted(path, client) == rounds(1)
-        assert final_difference(path, root) == NOTHING
+        assert final_difference(path, below) == NOTHING
