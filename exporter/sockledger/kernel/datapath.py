@@ -357,7 +357,7 @@ class DataPath:
             if self._counts("cgroup"):
                 for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
                     self._hook(name)
-            self._note_older_cgroups()
+            self.cgroups.note_older(self._root)
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
@@ -401,23 +401,6 @@ class DataPath:
         program = self.programs[name]
         attach = partial(attach_cgroup, program, self._root.fd, str(self._root.path))
         self.links.add(name, attach, partial(_replace, program, self._root.id))
-
-    def _note_older_cgroups(self) -> None:
-        """Note the cgroups that are there already, and that others are gone whose end nobody has seen.
-
-        One that comes or goes meanwhile its own beginning and end have noted.
-        """
-        noted = self.cgroups.all()
-        try:
-            for cgroup_id, path in self._root.walk():
-                noted.pop(cgroup_id, None)
-                if cgroup_id != self._root.id:
-                    self.cgroups.note(cgroup_id, path)
-            for cgroup_id, each in noted.items():
-                if not each.removed and self._root.path_of(cgroup_id) is None:
-                    self.cgroups.note_end(cgroup_id, each)
-        except OSError as error:  # they are named when they count
-            logger.warning("older cgroups are not looked for", extra={"error": str(error)})
 
     def _look_for_older(self) -> None:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.

@@ -1,10 +1,14 @@
 """What is noted beside sums: cgroups by id, and label sets that sums of gone cgroups are kept for."""
 
+import logging
 import os
 import time
 from typing import NamedTuple
 
+from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.libbpf import Map
+
+logger = logging.getLogger(__name__)
 
 LABELS = 5
 
@@ -54,20 +58,36 @@ class NotedCgroups:
 
     def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
         """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
-        encoded = os.fsencode(path)
-        if not self.room or len(encoded) >= self._path_bytes:
+        if not self.room or len(os.fsencode(path)) >= self._path_bytes:
             return False
-        return self._table.make(self._key.pack(cgroup_id), self._value.pack(gone, gone, 0, encoded))
+        return self._table.make(self._key.pack(cgroup_id), self._pack(NotedCgroup(gone, gone, path)))
 
-    def note_end(self, cgroup_id: int, each: NotedCgroup) -> None:
-        """Note that a cgroup is gone whose end was not seen."""
-        now = boottime()
-        self._table.update(self._key.pack(cgroup_id), self._value.pack(now, now, 0, os.fsencode(each.path)))
+    def note_older(self, root: CgroupRoot) -> None:
+        """Note the cgroups that are there already, and that others are gone whose end nobody has seen.
+
+        One that comes or goes meanwhile its own beginning and end have noted.
+        """
+        noted = self.all()
+        try:
+            for cgroup_id, path in root.walk():
+                if noted.pop(cgroup_id, None) is None and cgroup_id != root.id:
+                    self.note(cgroup_id, path)
+            for cgroup_id, each in noted.items():
+                if not each.removed and root.path_of(cgroup_id) is None:
+                    now = boottime()
+                    self._update(cgroup_id, each._replace(removed=now, released=now))
+        except OSError as error:  # they are named when they count
+            logger.warning("older cgroups are not looked for", extra={"error": str(error)})
 
     def end(self, cgroup_id: int, each: NotedCgroup) -> None:
         """Note that a cgroup's sums are not kept."""
-        path = os.fsencode(each.path)
-        self._table.update(self._key.pack(cgroup_id), self._value.pack(ENDED, each.released, 0, path))
+        self._update(cgroup_id, each._replace(removed=ENDED))
+
+    def _update(self, cgroup_id: int, each: NotedCgroup) -> None:
+        self._table.update(self._key.pack(cgroup_id), self._pack(each))
+
+    def _pack(self, each: NotedCgroup) -> bytes:
+        return self._value.pack(each.removed, each.released, 0, os.fsencode(each.path))
 
     def forget(self, cgroup_id: int) -> None:
         """Delete a cgroup."""
