@@ -9,8 +9,6 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-#define PATH_BYTES 416
-
 /*
  * With what the map adds it takes 512 bytes. Times are of CLOCK_BOOTTIME, in nanoseconds; 0: not yet. From
  * its removal to its release a cgroup may take long: it lives on for its sockets, and for pages in memory.
@@ -30,24 +28,6 @@ struct {
 	__type(key, struct cgroup_key);
 	__type(value, struct cgroup_name);
 } cgroups SEC(".maps");
-
-/* Sums of cgroups that are gone are kept by what they are shown as. Only user space touches it. */
-struct label_set_key {
-	__u64 id; /* never a cgroup's: its first bit is set */
-};
-
-struct label_set {
-	__u64 seen; /* when it last had a cgroup, or up to an hour before; 0: it has to end */
-	char labels[PATH_BYTES + 16]; /* the five values, with NULs between them */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384); /* set from limits.label_sets */
-	__type(key, struct label_set_key);
-	__type(value, struct label_set);
-} label_sets SEC(".maps");
 
 /* The level of the cgroup in which we count, if *cgroup* is below it, else negative. */
 static __noinline int level_of_root(const struct cgroup *cgroup)

@@ -14,6 +14,24 @@ struct {
 	__type(value, __u64);
 } shown SEC(".maps");
 
+/* Sums of cgroups that are gone are kept by what they are shown as. */
+struct label_set_key {
+	__u64 id; /* never a cgroup's: its first bit is set */
+};
+
+struct label_set {
+	__u64 seen; /* when it last had a cgroup, or up to an hour before; 0: it has to end */
+	char labels[PATH_BYTES + 16]; /* the five values, with NULs between them */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384); /* set from limits.label_sets */
+	__type(key, struct label_set_key);
+	__type(value, struct label_set);
+} label_sets SEC(".maps");
+
 /* The largest differences that double entry has found. */
 struct reconciliation {
 	struct totals unattributed;

@@ -65,6 +65,9 @@ struct cgroup_key {
 	__u64 id;
 };
 
+/* Of a cgroup, with its NUL. */
+#define PATH_BYTES 416
+
 struct totals {
 	__u64 receive_bytes;
 	__u64 receive_packets;
