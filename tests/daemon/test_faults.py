@@ -13,7 +13,7 @@ from tests.daemon.traffic import HOSTS, converse, send_datagrams
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.patience import PATIENCE
 
-from sockledger.kernel.datapath import RETIRED_TOTALS
+from sockledger.kernel.sums import RETIRED_TOTALS
 
 ONLY_AT_SCRAPES = "flush: {interval: 1h}\n"
 

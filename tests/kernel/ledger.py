@@ -10,7 +10,8 @@ from functools import reduce
 from tests.kernel.objects import BPF
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Parts, Traffic
+from sockledger.kernel.datapath import DataPath, Parts
+from sockledger.kernel.sums import Traffic
 
 NOTHING = Traffic(0, 0, 0, 0)
 CGROUPS = 1000

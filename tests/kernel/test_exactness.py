@@ -41,8 +41,9 @@ from tests.kernel.tun import send_superpackets
 from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.sums import Traffic
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 

@@ -25,11 +25,12 @@ from sockledger.collectors.registry import COLLECTORS, Registry
 from sockledger.exposition import text
 from sockledger.exposition.family import Series
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import RETIRED, DataPath
+from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.libbpf import Program, Table
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
+from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.retirement import label_set_id

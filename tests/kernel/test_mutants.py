@@ -16,8 +16,9 @@ from tests.kernel.objects import HURRIED, PAUSE, RESTLESS, SETTLED, SLOW_MOTION,
 from tests.kernel.traffic import SCALE, Generator, scaled
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.sums import Traffic
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 

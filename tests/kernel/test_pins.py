@@ -35,11 +35,12 @@ from sockledger.collectors.registry import Registry
 from sockledger.errors import UserError
 from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot, find_root
-from sockledger.kernel.datapath import RETIRED_TOTALS, DataPath, Parts, Traffic, ticks_per_second
+from sockledger.kernel.datapath import DataPath, Parts, ticks_per_second
 from sockledger.kernel.libbpf import Map, OpenMap
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import FIXED, KINDS, VERSION, Pins, opened, shape
 from sockledger.kernel.shown import ShownMap
+from sockledger.kernel.sums import RETIRED_TOTALS, Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import Reconciliation

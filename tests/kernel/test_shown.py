@@ -6,9 +6,10 @@ import pytest
 from tests.kernel.ledger import CGROUPS, CONNECTIONS, SOCKETS, attached
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.shown import ShownMap
+from sockledger.kernel.sums import Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation

@@ -12,7 +12,8 @@ from tests.kernel.traffic import SCALE
 from tests.kernel.truth import single_cpu
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.sums import Traffic
 
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 FREE, RETIRED = 0, 1 << 63  # bpf/ledger.h

@@ -34,7 +34,8 @@ from tests.kernel.traffic import SCALE, Generator, Result, scaled
 from tests.patience import eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import RETIRED, DataPath, Parts
+from sockledger.kernel.datapath import DataPath, Parts
+from sockledger.kernel.sums import RETIRED
 
 RHYTHMS = {"never flushed": None, "flushed all the time": 0.0}
 LIFETIMES = 2

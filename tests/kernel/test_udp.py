@@ -15,7 +15,8 @@ from tests.kernel.tcp import Ends, flushing_udp, followed, meminfo_drops, tcp_lo
 from tests.kernel.traffic import Generator, scaled
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import RETIRED, DataPath
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.sums import RETIRED
 
 RHYTHMS = {"flushed in the end": None, "flushed all the time": 0.0}
 

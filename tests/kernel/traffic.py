@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.kernel.machine import Cgroup, Netns, run
 
-from sockledger.kernel.datapath import Traffic
+from sockledger.kernel.sums import Traffic
 
 SOURCE = Path(__file__).with_name("generator") / "traffic.c"
 SCALE = int(os.environ.get("SOCKLEDGER_TEST_SCALE", "1"))

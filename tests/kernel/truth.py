@@ -15,7 +15,7 @@ from tests.kernel.ledger import NOTHING
 from tests.kernel.machine import Cgroup, Netns, run
 from tests.kernel.traffic import Result
 
-from sockledger.kernel.datapath import Traffic
+from sockledger.kernel.sums import Traffic
 
 CLOSED_PORT = 1  # the generator's, for connections to be refused
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockledger.kernel.datapath import Traffic
+from sockledger.kernel.sums import Traffic
 from sockledger.ledger.ledger import sum_up
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 

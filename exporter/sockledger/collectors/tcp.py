@@ -7,7 +7,8 @@ from itertools import chain
 from operator import itemgetter
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series, histogram_values
-from sockledger.kernel.datapath import Labels, Sums, ticks_per_second
+from sockledger.kernel.datapath import Labels, ticks_per_second
+from sockledger.kernel.sums import Sums
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger, Record
 from sockledger.workloads.names import Workload

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath, Traffic
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.sums import Traffic
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import LABEL_SET, QUEUES, DataPath, TotalsKey, Traffic
+from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
+from sockledger.kernel.sums import RETIRED, TotalsKey, Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 from sockledger.ledger.retirement import Retirement, Tables
@@ -133,13 +134,13 @@ class Ledger:
         sums = self._sums()
         noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
-        asked = {each for each in ids if 0 < each < LABEL_SET}
+        asked = {each for each in ids if 0 < each < RETIRED}
         named = self._names.resolve(asked, noted)
         counting = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
         for rows in sums.values():
             counting |= {key[0] for key, record in rows.items() if any(record)}
         visible = self._retirement.shown(named, noted, counting)
-        if self._retirement.begin_anew(noted, visible, _tables(totals, sums)):
+        if self._retirement.begin_anew(noted, visible, self._tables(totals, sums)):
             totals, sums = dict(self.datapath.totals()), self._sums()
         workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         self.books = Books(
@@ -155,7 +156,7 @@ class Ledger:
             seconds=self._flushed - start,
             began=began,
         )
-        self._ended |= self._retirement.advance(began, _tables(totals, sums), noted, visible)
+        self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
         if self._ended and self._births and asked <= named.keys() | noted.keys():  # all that count are known
             self._births.forget(
                 {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
@@ -164,6 +165,13 @@ class Ledger:
 
     def _sums(self) -> dict[str, dict[Record, Record]]:
         return {name: dict(table.rows()) for name, table in self.datapath.sums.items()}
+
+    def _tables(
+        self, totals: Mapping[TotalsKey, Traffic], sums: Mapping[str, Mapping[Record, Record]]
+    ) -> Tables:
+        """Return all sums that are kept, by map."""
+        kept = {name: rows.items() for name, rows in sums.items() if name in self.datapath.kept}
+        return {"totals": totals.items()} | kept
 
     def _accounts(
         self,
@@ -182,11 +190,6 @@ class Ledger:
             if any(traffic):
                 accounts[Account(OVERFLOW, protocols[protocol], families[family])] = traffic
         return accounts
-
-
-def _tables(totals: Mapping[TotalsKey, Traffic], sums: Mapping[str, Mapping[Record, Record]]) -> Tables:
-    """Return all sums that are kept, by map."""
-    return {"totals": totals.items()} | {name: rows.items() for name, rows in sums.items() if name != QUEUES}
 
 
 def _by_workload(

@@ -7,7 +7,7 @@ C0 - T > 0 proves a loss, T - C1 > 0 a double count.
 
 from dataclasses import dataclass
 
-from sockledger.kernel.datapath import Traffic
+from sockledger.kernel.sums import Traffic
 
 NO_TRAFFIC = Traffic(0, 0, 0, 0)
 

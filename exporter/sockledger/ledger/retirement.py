@@ -20,8 +20,9 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from sockledger.kernel.datapath import LABEL_SET, RETIRED, DataPath
+from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
+from sockledger.kernel.sums import RETIRED
 from sockledger.workloads.names import Workload, workload_of
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ Rows = list[tuple[str, Key, tuple[int, ...]]]
 def label_set_id(workload: Workload) -> int:
     """Return the id under which the sums of a label set are kept."""
     digest = hashlib.blake2b("\0".join(workload).encode(), digest_size=8).digest()
-    return LABEL_SET | int.from_bytes(digest, "big")
+    return RETIRED | int.from_bytes(digest, "big")
 
 
 class Retirement:
