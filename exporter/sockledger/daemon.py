@@ -22,8 +22,9 @@ from sockledger.errors import UserError
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
 from sockledger.kernel.attachments import hot_paths
-from sockledger.kernel.datapath import HOT_PATH, DataPath, Parts
+from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.features import lists_links, require
+from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import Pins

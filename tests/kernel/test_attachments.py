@@ -8,7 +8,7 @@ from tests.kernel.machine import Cgroup, new_cgroup
 
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import HOT_PATH
+from sockledger.kernel.links import HOT_PATH
 
 
 def test_listed_while_attached(parent: Cgroup, client: Cgroup) -> None:

@@ -4,10 +4,10 @@ import struct
 from contextlib import closing
 
 from sockledger.errors import UserError
-from sockledger.kernel.datapath import HOT_PATH, advice
 from sockledger.kernel.features import lists_links
 from sockledger.kernel.libbpf import LoadError
-from sockledger.kernel.objects import open_object
+from sockledger.kernel.links import HOT_PATH
+from sockledger.kernel.objects import advice, open_object
 
 _ATTACHMENT = struct.Struct("=QQ16s")  # struct attachment in bpf/attachments.h
 

@@ -1,6 +1,5 @@
 """The kernel half in use: its object, what it is attached to, the flush, and its maps' contents."""
 
-import errno
 import logging
 import os
 import struct
@@ -25,10 +24,10 @@ from sockledger.kernel.libbpf import (
     program_stats,
     run_program,
 )
-from sockledger.kernel.links import Links
+from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
 from sockledger.kernel.move import INDEX
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
-from sockledger.kernel.objects import open_object
+from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened, pin_name
 from sockledger.kernel.sums import (
     LEAST_PORTS,
@@ -48,9 +47,6 @@ logger = logging.getLogger(__name__)
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 BPF_CGROUP_INET_INGRESS = 0
 BPF_CGROUP_INET_EGRESS = 1
-
-# The program at the root's ingress, which every version has under this name: see kernel/attachments.py.
-HOT_PATH = "sl_receive"
 
 # The kernel's tick, which CLOCK_MONOTONIC_COARSE moves by.
 CLOCK_MONOTONIC_COARSE = 6
@@ -308,7 +304,7 @@ class DataPath:
     def _attach_root(self, name: str) -> None:
         program = self.programs[name]
         attach = partial(attach_cgroup, program, self._root.fd, str(self._root.path))
-        self.links.add(name, attach, partial(_replace, program, self._root.id))
+        self.links.add(name, attach, partial(replace_program, program, self._root.id))
 
     def _look_for_older(self) -> None:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
@@ -379,7 +375,7 @@ class DataPath:
 
         for name, program in self._meter(cgroup_id):
             try:
-                self.links.add(name, partial(attach, program), partial(_replace, program, cgroup_id))
+                self.links.add(name, partial(attach, program), partial(replace_program, program, cgroup_id))
             except (UserError, OSError):
                 self.remove_meter(cgroup_id)
                 raise
@@ -502,14 +498,6 @@ def _room(pins: Pins | None, name: str, limit: int) -> int:
     return limit
 
 
-def _replace(program: Program, cgroup_id: int, link: Link) -> bool:
-    """Let the link run *program*, if it is still at this cgroup."""
-    if link.cgroup_id != cgroup_id:
-        return False
-    link.update(program)
-    return True
-
-
 def ticks_per_second() -> int:
     """Return the kernel's HZ, in which tcp_sock's chronographs count."""
     return round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE))
@@ -517,33 +505,6 @@ def ticks_per_second() -> int:
 
 def _label(enum: str, name: str) -> str:
     return name.lower().removeprefix(f"{enum}_").replace("_", "-")
-
-
-def advice(error: LoadError | OSError) -> str:
-    """Return what to do about an object that does not load."""
-    if error.errno == errno.ENOMEM:
-        return "allow the daemon more memory, or lower limits.sockets, limits.connections and limits.cgroups"
-    if error.errno == errno.EMFILE:
-        return "raise the limit of open files (LimitNOFILE=)"
-    if forbids_reading():
-        return (
-            "the kernel is locked down (confidentiality): leave out what reads sockets "
-            "(--no-collector.tcp --no-collector.listeners --no-collector.udp)"
-        )
-    return "see sockledger doctor"
-
-
-def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
-    """Attach a program to a cgroup; UserError with the likely cause if the kernel refuses."""
-    try:
-        return program.attach_cgroup(cgroup_fd)
-    except OSError as error:
-        if not isinstance(error, PermissionError):
-            raise UserError(f"{path}: attaching program {program.name} failed: {error.strerror}") from None
-        raise UserError(
-            f"{path}: the cgroup refuses program {program.name}: another program is attached there, or above "
-            "it, exclusively (no BPF_F_ALLOW_MULTI), or CAP_NET_ADMIN is missing: see bpftool cgroup show"
-        ) from None
 
 
 def _same_members(name: str, found: list[str], wanted: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from sockledger.errors import UserError
 from sockledger.kernel import libbpf
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
-from sockledger.kernel.datapath import HOT_PATH, Parts, attach_cgroup, set_parts
+from sockledger.kernel.datapath import Parts, set_parts
 from sockledger.kernel.features import (
     BTF,
     CAP_SYS_ADMIN,
@@ -23,6 +23,7 @@ from sockledger.kernel.features import (
     sees_all_processes,
 )
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
+from sockledger.kernel.links import HOT_PATH, attach_cgroup
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.objects import open_object
 from sockledger.kernel.pins import Pins

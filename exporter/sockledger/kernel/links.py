@@ -4,14 +4,15 @@ import logging
 from collections.abc import Callable, Mapping
 
 from sockledger.errors import UserError
-from sockledger.kernel.libbpf import Link
+from sockledger.kernel.libbpf import Link, Program
 from sockledger.kernel.pins import Pins
 
 logger = logging.getLogger(__name__)
 
-
+# The program at the root's ingress, which every version has under this name: see kernel/attachments.py.
+HOT_PATH = "sl_receive"
 # Of these it is said if they have to be attached anew.
-ESSENTIAL = ("sl_receive", "sl_transmit")
+ESSENTIAL = (HOT_PATH, "sl_transmit")
 
 
 class Links:
@@ -102,3 +103,24 @@ class Links:
         while self._held:
             self._held.popitem()[1].destroy()
         self._new.clear()
+
+
+def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
+    """Attach a program to a cgroup; UserError with the likely cause if the kernel refuses."""
+    try:
+        return program.attach_cgroup(cgroup_fd)
+    except OSError as error:
+        if not isinstance(error, PermissionError):
+            raise UserError(f"{path}: attaching program {program.name} failed: {error.strerror}") from None
+        raise UserError(
+            f"{path}: the cgroup refuses program {program.name}: another program is attached there, or above "
+            "it, exclusively (no BPF_F_ALLOW_MULTI), or CAP_NET_ADMIN is missing: see bpftool cgroup show"
+        ) from None
+
+
+def replace_program(program: Program, cgroup_id: int, link: Link) -> bool:
+    """Let the link run *program*, if it is still at this cgroup."""
+    if link.cgroup_id != cgroup_id:
+        return False
+    link.update(program)
+    return True

@@ -1,9 +1,11 @@
 """The compiled BPF objects that are part of the package."""
 
+import errno
 from importlib.resources import files
 
 from sockledger.errors import UserError
-from sockledger.kernel.libbpf import Object
+from sockledger.kernel.features import forbids_reading
+from sockledger.kernel.libbpf import LoadError, Object
 
 
 def object_image(name: str = "sockledger") -> bytes:
@@ -22,3 +24,17 @@ def open_object(name: str = "sockledger", *, image: bytes | None = None) -> Obje
         return Object(object_image(name) if image is None else image, name)
     except OSError as error:
         raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
+
+
+def advice(error: LoadError | OSError) -> str:
+    """Return what to do about what the kernel refuses."""
+    if error.errno == errno.ENOMEM:
+        return "allow the daemon more memory, or lower limits.sockets, limits.connections and limits.cgroups"
+    if error.errno == errno.EMFILE:
+        return "raise the limit of open files (LimitNOFILE=)"
+    if forbids_reading():
+        return (
+            "the kernel is locked down (confidentiality): leave out what reads sockets "
+            "(--no-collector.tcp --no-collector.listeners --no-collector.udp)"
+        )
+    return "see sockledger doctor"
