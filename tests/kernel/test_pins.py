@@ -37,8 +37,9 @@ from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import DataPath, Parts, ticks_per_second
 from sockledger.kernel.libbpf import Map, OpenMap
+from sockledger.kernel.maps import FIXED
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.pins import FIXED, KINDS, VERSION, Pins, opened, shape
+from sockledger.kernel.pins import KINDS, VERSION, Pins, opened, shape
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED_TOTALS, Traffic
 from sockledger.ledger.births import Births

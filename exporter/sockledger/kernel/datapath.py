@@ -22,10 +22,9 @@ from sockledger.kernel.libbpf import (
     Program,
     ProgramStats,
     program_stats,
-    run_program,
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
-from sockledger.kernel.move import INDEX
+from sockledger.kernel.maps import SLOT, policy
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened, pin_name
@@ -40,7 +39,7 @@ from sockledger.kernel.sums import (
     TotalsKey,
     Traffic,
 )
-from sockledger.kernel.upgrade import carry_over
+from sockledger.kernel.upgrade import bring_home
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +70,6 @@ class Parts:
     udp: bool = True
 
 
-# Without one of these the others are worth nothing: totals and control would not agree, or counters fall.
-CORE = ("control", "flushes", "overflow", "shown", "sockets", "totals")
-# Behind a hook's name, its slot's.
-SLOT = "_slot"
-# Each daemon's own.
-OWN = ("grace_inner", "grace_period")
 METERS = ("sl_meter_receive", "sl_meter_transmit")
 # What brings home all that is counted, in this order.
 FLUSHES = ("sl_flush", "sl_tcp_flush", "sl_udp_flush")
@@ -141,9 +134,12 @@ class DataPath:
         for name in SUMS:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
-        self._kept = [each for name, each in self.maps.items() if name not in OWN and self._counts(name)]
-        self.anew = {each.name for each in self._kept}  # maps that begin at 0
-        self._taken_over = self._take_over_maps(pins) if pins else set()
+        counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
+        self.anew = {each.name for each in counted}  # maps that begin at 0
+        self._map_pins = [pins.of_map(each) for each in counted] if pins else []
+        self._flush_pins: dict[Path, Program] = {}
+        if pins:
+            self._take_over_maps(pins)
         try:
             self._object.load()
         except LoadError as error:
@@ -171,9 +167,11 @@ class DataPath:
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         if pins:
-            self._unpin_hooks(pins)
             self._keep_maps(pins)
-            self._keep_flushes(pins)
+            flushes = (self.programs[name] for name in FLUSHES if self._counts(name))
+            self._flush_pins = pins.of_programs(flushes, self._map_pins)
+            for path, program in self._flush_pins.items():
+                pins.replace(program.fd, path)
             pins.complete(root.id)
 
     def _counts(self, name: str) -> bool:
@@ -191,61 +189,28 @@ class DataPath:
 
     # ---- pins
 
-    def _take_over_maps(self, pins: Pins) -> set[str]:
-        """Let the object be loaded with the maps that are pinned; return the names of these."""
-        pins.begin(self._root.id, CORE, self._kept)
+    def _take_over_maps(self, pins: Pins) -> None:
+        """Let the object be loaded with the maps that are pinned."""
+        pins.begin(self._root.id, self._map_pins)
         wanted = self.maps["tcp_sockets"].max_entries
-        self.anew = pins.missing(self._kept)
+        self.anew = pins.missing(self.anew)
         if pins.resumed and self.anew:
             logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(self.anew))})
-        taken_over = {each.name for each in self._kept if pins.take_over(each)}
+        for each in self._map_pins:
+            pins.take_over(each)
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
             logger.warning(
                 "limits.connections stays as it is: a reboot or sockledger uninstall lets it change",
                 extra={"wanted": wanted, "limit": limit},
             )
-        return taken_over
 
-    def _unpin_hooks(self, pins: Pins) -> None:
-        """Take off what jumps to slots that are not there any more."""
-        for each in self._kept:
-            if each.name.endswith(SLOT) and each.name not in self._taken_over:
-                pins.remove_link(each.name.removesuffix(SLOT))
-
-    def _keep_maps(self, pins: Pins) -> list[str]:
-        """Pin all maps; return the names of those that were not."""
-        return [each.name for each in self._kept if pins.keep_map(each)]
-
-    def _keep_flushes(self, pins: Pins) -> set[Path]:
-        """Pin the programs that bring home what these maps hold; return where."""
-        return pins.keep_programs((self.programs[name] for name in FLUSHES if self._counts(name)), self._kept)
-
-    def _settle(self, pins: Pins) -> None:
-        """Bring home what other maps than these hold, now that nothing counts there; remove their pins."""
-        current = {*self._keep_flushes(pins), *map(pins.map, self._kept), *map(pins.link, self.links.held)}
-        for path in pins.all("links") - current:
-            if not path.name.startswith(METERS):  # these are known at the first flush
-                pins.remove_link(path.name)
-        left = pins.all("maps") - current
-        others = pins.all("programs") - current
-        if left:
-            self.grace_period()
-            for path in sorted(others):
-                with opened(path) as fd:
-                    run_program(fd, path.name)
-            self.grace_period()
-        maps = {each.name: each for each in self._kept}
-        for path in left:
-            carry_over(pins, path, maps, self._overflow_key)
-        # Programs first: run again, after a kill, one would fill a map that nobody finds any more.
-        for path in others:
-            path.unlink()
-        pins.remove_maps(left)
-
-    def _overflow_key(self, key: bytes) -> bytes:
-        """Return where in the overflow a total counts for which there is no room."""
-        wanted = TotalsKey(*self._key.struct.unpack(key))
-        return INDEX.pack(index=wanted.protocol * len(self.labels.family) + wanted.family)
+    def _keep_maps(self, pins: Pins) -> None:
+        """Pin all maps. What jumps to a slot that is not there any more is taken off first."""
+        for each in self._map_pins:
+            if each.map.name.endswith(SLOT) and not each.path.exists():
+                pins.remove_link(each.map.name.removesuffix(SLOT))
+        for each in self._map_pins:
+            pins.keep_map(each)
 
     # ---- attaching
 
@@ -276,7 +241,8 @@ class DataPath:
             self.links.close()
             raise
         if self._pins:
-            self._settle(self._pins)
+            self.links.remove_others(but=METERS)  # these are known at the first flush
+            bring_home(self._pins, self._map_pins, self._flush_pins, self.grace_period)
 
     def _lapses(self) -> int:
         flushes = self.maps["flushes"]
@@ -340,11 +306,13 @@ class DataPath:
             self._pins.make_folders()
         self.links.mend()
         if self._pins:
-            for name in self._keep_maps(self._pins):
-                logger.warning("pinned again", extra={"map": name})
-            self._keep_flushes(self._pins)
-            for name, program in self._jumpers.items():
-                self._pins.keep(program, self._pins.hook(name))
+            for each in self._map_pins:
+                if self._pins.keep_map(each):
+                    logger.warning("pinned again", extra={"map": each.map.name})
+            for path, program in self._flush_pins.items():
+                self._pins.keep(program.fd, path)
+            for name, fd in self._jumpers.items():
+                self._pins.keep(fd, self._pins.hook(name))
             self._pins.complete(self._root.id)
 
     def close(self) -> None:
@@ -385,12 +353,6 @@ class DataPath:
         for name, _ in self._meter(cgroup_id):
             if name in self.links.held:
                 self.links.remove(name)
-
-    def remove_other_meters(self) -> None:
-        """Take off those that are pinned and that nobody has added since the start."""
-        for path in self._pins.all("links") if self._pins else ():
-            if path.name not in self.links.held:
-                path.unlink()
 
     def _meter(self, cgroup_id: int) -> list[tuple[str, Program]]:
         """Return the names of a meter's links, with their programs."""

@@ -61,6 +61,12 @@ class Links:
         self._new.discard(name)
         self._refused.discard(name)
 
+    def remove_others(self, but: tuple[str, ...] = ()) -> None:
+        """Detach what is pinned and not held, and whose name begins with none of *but*."""
+        for path in self._pins.all("links") if self._pins else ():
+            if path.name not in self._held and not path.name.startswith(but):
+                self._unpin(path.name)
+
     def undo(self) -> None:
         """Detach what was not attached before."""
         for name in list(self._new):

@@ -50,7 +50,7 @@ class Meters:
         for cgroup_id in new[: max(0, room)]:
             self._add(cgroup_id, found[cgroup_id])
         if self._first:
-            self._datapath.remove_other_meters()
+            self._datapath.links.remove_others()
             self._first = False
 
     def read(self) -> dict[str, Traffic]:

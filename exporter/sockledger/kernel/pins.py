@@ -11,15 +11,17 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout, describe, parse
 from sockledger.kernel.filesystem import is_bpffs
 from sockledger.kernel.libbpf import Link, Map, Program, open_pin, pin
 from sockledger.kernel.lock import Lock
+from sockledger.kernel.maps import CORE, FIXED
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +30,15 @@ VERSION = "v1"
 _PLAIN = "-"
 KINDS = ("layouts", "maps", "links", "programs", "hooks")
 
-# Entries of these are living sockets', which cannot be carried over while they live: neither their layout
-# nor their size changes before the pins go.
-FIXED = ("tcp_sockets", "udp_sockets", "control")
-
 
 def shape(each: Map) -> str:
     """Return what a map that is taken over must agree in, as a short name."""
     entries = 0 if each.name in FIXED else each.max_entries
     text = f"{each.type} {each.key_size} {each.value_size} {entries} {each.flags} {_layouts(each)}"
+    return _digest(text)
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -49,6 +51,14 @@ def _layouts(each: Map) -> str:
         except ValueError:  # a plain number, as an array's index
             texts.append(_PLAIN)
     return "/".join(texts)
+
+
+class MapPin(NamedTuple):
+    """A map, where it is pinned or is to be, and its layouts in words, which lie beside it."""
+
+    map: Map
+    path: Path
+    layouts: str
 
 
 class Pins:
@@ -68,15 +78,14 @@ class Pins:
         # a symbolic link is nobody's but whoever wants us to remove what it points to
         return sorted(path for path in self._home.glob("v[0-9]*") if stat.S_ISDIR(path.lstat().st_mode))
 
-    def begin(self, root_id: int, core: Collection[str], maps: Iterable[Map]) -> None:
+    def begin(self, root_id: int, wanted: Iterable[MapPin]) -> None:
         """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
 
-        *core* are the names of maps without which the others are worth nothing, *maps* those that are wanted.
         UserError if what is pinned counts in another cgroup, or is another version's.
         """
         if others := [each.name for each in self._versions() if each.name != VERSION]:
             raise UserError(self._not_understood(", ".join(others)))
-        if self.folder.exists() and (reason := self._unfit(root_id, core, set(map(self.map, maps)))):
+        if self.folder.exists() and (reason := self._unfit(root_id, {each.path for each in wanted})):
             logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
             self.remove()
         self.make_folders()
@@ -92,13 +101,13 @@ class Pins:
         for folder in (self._home, self.folder, *(self.folder / kind for kind in KINDS)):
             folder.mkdir(mode=0o700, exist_ok=True)
 
-    def _unfit(self, root_id: int, core: Collection[str], wanted: set[Path]) -> str:
+    def _unfit(self, root_id: int, wanted: set[Path]) -> str:
         """Return why what is pinned cannot be gone on with, empty if it can."""
         try:
             counted_in = int(self._root.readlink().name)
         except FileNotFoundError:
             return "a start did not come to its end"
-        if missing := set(core) - set(map(pin_name, self.all("maps"))):
+        if missing := CORE - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
         left = self.all("maps") - wanted
         if any(pin_name(path) in FIXED and pin_name(path) in map(pin_name, wanted) for path in left):
@@ -141,16 +150,15 @@ class Pins:
         is_one = stat.S_ISLNK if kind == "layouts" else stat.S_ISREG
         return {path for path in (self.folder / kind).glob("*") if is_one(path.lstat().st_mode)}
 
-    def map(self, each: Map) -> Path:
-        """Return where a map is pinned, or is to be."""
-        return self.folder / "maps" / f"{each.name}-{shape(each)}"
+    def of_map(self, each: Map) -> MapPin:
+        """Return the pin of a map whose size is set."""
+        return MapPin(each, self.folder / "maps" / f"{each.name}-{shape(each)}", _layouts(each))
 
-    def keep_map(self, each: Map) -> bool:
+    def keep_map(self, each: MapPin) -> bool:
         """Pin a map, unless it is, with its layouts beside it; return whether it was not."""
-        path = self.map(each)
         with suppress(FileExistsError):
-            self._layouts(path).symlink_to(_layouts(each))
-        return self.keep(each.fd, path)
+            self._layouts(each.path).symlink_to(each.layouts)
+        return self.keep(each.map.fd, each.path)
 
     def layouts(self, path: Path) -> tuple[Layout | None, Layout | None]:
         """Return the layouts of keys and values of a pinned map, None for a plain number."""
@@ -194,14 +202,10 @@ class Pins:
         finally:
             link.destroy()
 
-    def take_over(self, each: Map) -> bool:
-        """Let a map's object be loaded with the one that is pinned; False if there is none."""
-        try:
-            with opened(self.map(each)) as fd:
-                each.reuse(fd)
-        except FileNotFoundError:
-            return False
-        return True
+    def take_over(self, each: MapPin) -> None:
+        """Let a map's object be loaded with the one that is pinned, if there is one."""
+        with suppress(FileNotFoundError), opened(each.path) as fd:
+            each.map.reuse(fd)
 
     def keep(self, fd: int, path: Path) -> bool:
         """Pin, unless it is; return whether it was not."""
@@ -211,15 +215,10 @@ class Pins:
             return False
         return True
 
-    def keep_programs(self, programs: Iterable[Program], maps: Iterable[Map]) -> set[Path]:
-        """Pin the programs that bring home what is in *maps*, for who comes with others; return where."""
-        together = hashlib.sha256("".join(map(shape, maps)).encode()).hexdigest()[:8]
-        kept = set()
-        for program in programs:
-            path = self.folder / "programs" / f"{program.name}-{together}"
-            self.replace(program.fd, path)
-            kept.add(path)
-        return kept
+    def of_programs(self, programs: Iterable[Program], maps: Iterable[MapPin]) -> dict[Path, Program]:
+        """Return where programs are pinned that bring home what is in *maps*, for who comes with others."""
+        together = _digest("".join(each.path.name for each in maps))
+        return {self.folder / "programs" / f"{each.name}-{together}": each for each in programs}
 
     def replace(self, fd: int, path: Path) -> None:
         """Pin in place of what is pinned there: at no time is there none."""
@@ -232,10 +231,9 @@ class Pins:
         """Return where a hook's program is pinned, or is to be."""
         return self.folder / "hooks" / name
 
-    def missing(self, maps: Iterable[Map]) -> set[str]:
+    def missing(self, names: set[str]) -> set[str]:
         """Return the names of maps that are pinned in no shape."""
-        there = set(map(pin_name, self.all("maps")))
-        return {each.name for each in maps} - there
+        return names - set(map(pin_name, self.all("maps")))
 
     def keep_program(self, name: str, fd: int, is_new: bool) -> int:  # noqa: FBT001
         """Pin a hook's program, if it *is_new*; return a descriptor of the one that is pinned."""

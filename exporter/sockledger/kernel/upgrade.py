@@ -4,58 +4,81 @@ Who is killed here begins again: sums are moved inside the kernel, and all else 
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout
-from sockledger.kernel.libbpf import Map, OpenMap, Table
+from sockledger.kernel.libbpf import Map, OpenMap, Table, run_program
+from sockledger.kernel.maps import Entries, policy
 from sockledger.kernel.move import INDEX, SumsMap, move_all, translate
-from sockledger.kernel.pins import FIXED, Pins, opened, pin_name
+from sockledger.kernel.pins import MapPin, Pins, opened, pin_name
 
 logger = logging.getLogger(__name__)
 
-# What a flush has emptied, makes anew, or is put in its place at each start.
-_LEFT = ("sockets", "listen_queues", *FIXED)
-# Not sums.
-_COPIED = ("cgroups", "label_sets", "shown")
-
-
 # Of keys and of values; None: a plain number.
 Layouts = tuple[Layout | None, Layout | None]
-Key = Callable[[bytes], bytes]
 
 
-def carry_over(pins: Pins, path: Path, maps: Mapping[str, Map], overflow_key: Key) -> None:
-    """Bring what is in the map that is pinned at *path*, which nobody fills any more, to that of its name.
+def bring_home(
+    pins: Pins, maps: Collection[MapPin], flushes: Collection[Path], grace_period: Callable[[], None]
+) -> None:
+    """Bring what other maps hold to *maps*, now that nothing counts there; remove their pins.
 
-    Totals for which there is no room are added to the overflow, at what *overflow_key* makes of their key.
+    What is pending there is first brought home by the programs that are pinned beside *flushes*.
     """
+    left = pins.all("maps") - {each.path for each in maps}
+    others = pins.all("programs") - {*flushes}
+    if left:
+        grace_period()
+        for path in sorted(others):
+            with opened(path) as fd:
+                run_program(fd, path.name)
+        grace_period()
+    targets = {each.map.name: each.map for each in maps}
+    for path in left:
+        _carry_over(pins, path, targets)
+    # Programs first: run again, after a kill, one would fill a map that nobody finds any more.
+    for path in others:
+        path.unlink()
+    pins.remove_maps(left)
+
+
+def _carry_over(pins: Pins, path: Path, maps: Mapping[str, Map]) -> None:
+    """Bring what is in the map that is pinned at *path*, which nobody fills any more, to that of its name."""
     name = pin_name(path)
-    if name in _LEFT or name.endswith("_slot") or name not in maps:
+    entries = policy(name).entries
+    if entries in (Entries.LEFT, Entries.FIXED) or name not in maps:
         return
     target = maps[name]
     layouts = pins.layouts(path)
     with opened(path) as fd:
-        if name in _COPIED:
+        if entries is Entries.COPIED:
             without_room = _copy(OpenMap(fd), target, layouts)
             if without_room:  # its size is large enough
                 raise UserError(f"{path}: no memory to carry it over: allow the daemon more, nothing is lost")
         else:
-            without_room = _move(OpenMap(fd), target, layouts, maps["overflow"], overflow_key)
+            without_room = _move(OpenMap(fd), target, layouts, maps["overflow"])
     logger.info("carried over", extra={"map": name, "without_room": without_room})
 
 
-def _move(source: Table, target: Map, layouts: Layouts, overflow: Map, overflow_key: Key) -> int:
-    """Move sums; return how many rows found no room in *target*."""
+def _move(source: Table, target: Map, layouts: Layouts, overflow: Map) -> int:
+    """Move sums; return how many rows found no room in *target*: these are added to what takes them."""
     key, value = layouts
     if value is None:
         raise ValueError(f"{target.name} holds no sums")
     moved = SumsMap(source, key or INDEX, value)
     to = SumsMap(target, target.key if key else INDEX, target.value)
     if target.name == "totals":
-        return move_all(moved, to, SumsMap(overflow, INDEX, overflow.value), overflow_key)
+        return move_all(moved, to, SumsMap(overflow, INDEX, overflow.value), partial(_overflow_key, to.key))
     return move_all(moved, to, to, lambda _: bytes(target.key_size))
+
+
+def _overflow_key(layout: Layout, key: bytes) -> bytes:
+    """Return where in the overflow a total counts for which there is no room."""
+    members = layout.unpack(key)
+    return INDEX.pack(index=members["protocol"] * len(layout.field("family").names) + members["family"])
 
 
 def _copy(source: Table, target: Map, layouts: Layouts) -> int:

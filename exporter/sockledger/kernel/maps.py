@@ -1,0 +1,58 @@
+"""What pins and upgrades do with each of the object's maps."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+# Behind a hook's name, its slot's.
+SLOT = "_slot"
+
+
+class Entries(Enum):
+    """What becomes of a map's entries when one of another layout or size takes its place."""
+
+    MOVED = auto()  # sums: they are added to those that are there
+    COPIED = auto()  # no sums: those that are there stay
+    LEFT = auto()  # a flush has emptied it, or it is filled anew
+    FIXED = auto()  # of what lives, so they cannot: neither layout nor size changes before the pins go
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done with one map."""
+
+    entries: Entries = Entries.MOVED
+    core: bool = False  # without it the others are worth nothing
+    pinned: bool = True
+
+
+# All others are sums that others can do without.
+_POLICIES = {
+    # one side of the books, and the other
+    "sockets": Policy(Entries.LEFT, core=True),
+    "totals": Policy(core=True),
+    "overflow": Policy(core=True),
+    "control": Policy(Entries.FIXED, core=True),
+    # the lease, on which both sides go dormant together
+    "flushes": Policy(core=True),
+    # without it counters would fall
+    "shown": Policy(Entries.COPIED, core=True),
+    "cgroups": Policy(Entries.COPIED),
+    "label_sets": Policy(Entries.COPIED),
+    "tcp_sockets": Policy(Entries.FIXED),
+    "udp_sockets": Policy(Entries.FIXED),
+    # from one flush to the next
+    "listen_queues": Policy(Entries.LEFT),
+    # each daemon's own
+    "grace_inner": Policy(pinned=False),
+    "grace_period": Policy(pinned=False),
+}
+_SLOTS = Policy(Entries.LEFT)  # each start puts its own program there
+
+
+def policy(name: str) -> Policy:
+    """Return what is done with the map of this name."""
+    return _SLOTS if name.endswith(SLOT) else _POLICIES.get(name, Policy())
+
+
+CORE = {name for name, each in _POLICIES.items() if each.core}
+FIXED = {name for name, each in _POLICIES.items() if each.entries is Entries.FIXED}
