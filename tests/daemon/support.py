@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from tests.kernel.machine import Cgroup, new_cgroup, run
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
 from tests.patience import PATIENCE, eventually
 
 SOCKLEDGER = str(Path(sys.executable).with_name("sockledger"))
@@ -215,6 +215,22 @@ def surroundings(root: Path, folder: Path) -> Iterator[Surroundings]:
             daemon.stop()
         assert made.uninstall().returncode == 0
         made.assert_clean()
+
+
+@contextmanager
+def busy(place: Surroundings, netns: Netns, module: str, *numbers: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that makes traffic in cgroups of its own; what it leaves of these is removed."""
+    command = [sys.executable, "-m", module, str(place.cgroup.path), netns.name, *map(str, numbers)]
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+    finally:
+        for left in place.cgroup.path.glob("*/"):
+            left.rmdir()
 
 
 def _kill(made: Surroundings) -> None:

@@ -4,16 +4,13 @@ import json
 import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 
 from tests.daemon.bustle import CGROUPS, PAIRS
-from tests.daemon.support import Daemon, Page, Surroundings
+from tests.daemon.support import Daemon, Page, Surroundings, busy
 from tests.daemon.test_faults import assert_balanced
 from tests.kernel.machine import Netns
 from tests.scrapes import Scrapes
@@ -39,21 +36,6 @@ class Bustle:
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return {path: Counter(books) for path, books in json.loads(self._read()).items()}
-
-
-@contextmanager
-def bustling(place: Surroundings, netns: Netns, seed: int) -> Iterator[Bustle]:
-    command = [sys.executable, "-m", "tests.daemon.bustle", str(place.cgroup.path), netns.name, str(seed)]
-    pipe = subprocess.PIPE
-    try:
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-            try:
-                yield Bustle(process)
-            finally:
-                process.kill()
-    finally:
-        for left in place.cgroup.path.glob("c*/"):
-            left.rmdir()
 
 
 def live(daemon: Daemon, scrapes: Scrapes, seconds: float) -> None:
@@ -97,7 +79,8 @@ def test_killed_at_any_moment(place: Surroundings, netns: Netns) -> None:
     place.pinned = True
     flag = place.configure("flush: {interval: 100ms}")
     daemon = place.run(flag)
-    with bustling(place, netns, seed) as bustle:
+    with busy(place, netns, "tests.daemon.bustle", seed) as process:
+        bustle = Bustle(process)
         for _ in range(KILLS):
             live(daemon, scrapes, moments.uniform(0, LONGEST_LIFE))
             daemon = place.start(flag)

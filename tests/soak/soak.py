@@ -8,16 +8,12 @@ then and at the end, is what was there before the first cgroup.
 import json
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.daemon.support import Daemon, Surroundings
+from tests.daemon.support import Daemon, Surroundings, busy
 from tests.kernel.machine import Netns
 from tests.patience import PATIENCE
 
@@ -145,23 +141,6 @@ class Scraper:
         )
 
 
-@contextmanager
-def traffic(
-    place: Surroundings, netns: Netns, first: int, cgroups: int, connections: int, seconds: int
-) -> Iterator[subprocess.Popen[str]]:
-    numbers = map(str, (first, cgroups, connections, seconds))
-    command = [sys.executable, "-m", "tests.soak.traffic", str(place.cgroup.path), netns.name, *numbers]
-    try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
-    finally:
-        for left in place.cgroup.path.glob("*/"):
-            left.rmdir()
-
-
 def soak(place: Surroundings, netns: Netns, size: Size) -> Report:
     report = Report(Counter(), Counter())
     place.pinned = True
@@ -172,7 +151,7 @@ def soak(place: Surroundings, netns: Netns, size: Size) -> Report:
     first = Size(size.cgroups // 3, size.connections // 3, size.seconds // 3, size.label_sets)
     for done, part in ((Size(0, 0, 0, 0), first), (first, size)):
         work = part.cgroups - done.cgroups, part.connections - done.connections, part.seconds - done.seconds
-        with traffic(place, netns, done.cgroups, *work) as process:
+        with busy(place, netns, "tests.soak.traffic", done.cgroups, *work) as process:
             due = time.monotonic()
             while process.poll() is None:
                 scraper.scrape()
