@@ -137,7 +137,8 @@ class DataPath:
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self.anew = {each.name for each in counted}  # maps that begin at 0
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
-        self._flush_pins: dict[Path, Program] = {}
+        flushes = (self.programs[name] for name in FLUSHES if self._counts(name))
+        self._flush_pins = pins.of_programs(flushes, self._map_pins) if pins else {}
         if pins:
             self._take_over_maps(pins)
         try:
@@ -168,8 +169,6 @@ class DataPath:
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         if pins:
             self._keep_maps(pins)
-            flushes = (self.programs[name] for name in FLUSHES if self._counts(name))
-            self._flush_pins = pins.of_programs(flushes, self._map_pins)
             for path, program in self._flush_pins.items():
                 pins.replace(program.fd, path)
             pins.complete(root.id)
