@@ -37,11 +37,6 @@ struct cgroup {
 	struct cgroup *ancestors[]; /* itself at its level */
 };
 
-struct cgroup___before_6_1 {
-	int level;
-	__u64 ancestor_ids[];
-};
-
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };

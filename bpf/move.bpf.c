@@ -36,7 +36,7 @@ struct {
 SEC("syscall")
 int sl_move(const struct keys *context)
 {
-	struct keys keys = *context; /* before 6.1 no look-up takes its key from the context */
+	struct keys keys = *context; /* no look-up takes its key from the context */
 	__u64 *from = bpf_map_lookup_elem(&source, &keys.from);
 	__u64 *to = bpf_map_lookup_elem(&target, &keys.to);
 	__u64 moved = 0;

@@ -46,16 +46,10 @@ static __always_inline __u64 cgroup_of(const struct sock *sk)
 
 static __noinline __u64 ancestor(const struct cgroup *cgroup, __u32 level)
 {
-	const struct cgroup___before_6_1 *old = (const void *)cgroup;
 	const struct cgroup *at;
-	__u64 id = 0;
 
-	if (bpf_core_field_exists(cgroup->ancestors)) {
-		bpf_core_read(&at, sizeof(at), &cgroup->ancestors[0] + level);
-		return id_of(at);
-	}
-	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[0] + level);
-	return id;
+	bpf_core_read(&at, sizeof(at), &cgroup->ancestors[0] + level);
+	return id_of(at);
 }
 
 /* The level of the cgroup in which we count, if it is *cgroup* or above it, else negative. */

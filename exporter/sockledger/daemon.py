@@ -23,7 +23,7 @@ from sockledger.exposition import text
 from sockledger.kernel import cgroups
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.datapath import DataPath, Parts
-from sockledger.kernel.features import lists_links, require
+from sockledger.kernel.features import require
 from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
@@ -225,7 +225,7 @@ class Daemon:
         meters = Meters(self._config.attach.meters, root, datapath)
         ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, births=births)
         registry = Registry(self._options.collectors, ledger, births)
-        exporter = Exporter(ledger, {"link_iterator": lists_links()}, lambda: self._config_ok)
+        exporter = Exporter(ledger, lambda: self._config_ok)
         process = CollectorRegistry()
         ProcessCollector(registry=process)
 

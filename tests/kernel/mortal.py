@@ -85,7 +85,7 @@ class Daemon:
         meters = Meters(life.meters, self._root, self._path)
         self._ledger = Ledger(self._path, self._root, meters, births=self._births)
         self._registry = Registry(COLLECTORS.keys(), self._ledger, self._births)
-        self._exporter = Exporter(self._ledger, {}, lambda: True)
+        self._exporter = Exporter(self._ledger, lambda: True)
 
     def scrape(self) -> None:
         self._ledger.flush()

@@ -1,7 +1,7 @@
 """The exporter's own state, always shown: it can't be switched off, so it is no collector of the registry."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from sockledger import __version__
 from sockledger.exposition.family import Family, Metric, MetricType, Series
@@ -17,13 +17,6 @@ WORKLOADS = Metric(
     "sockledger_workloads",
     MetricType.GAUGE,
     "Workloads that have traffic shown; those not told apart (unknown, other) are one each.",
-)
-FEATURE_ENABLED = Metric(
-    "sockledger_feature_enabled",
-    MetricType.GAUGE,
-    "Whether an optional part is in use; see sockledger doctor.",
-    ("feature",),
-    "features",
 )
 CONFIG_RELOAD = Metric(
     "sockledger_config_last_reload_successful",
@@ -50,20 +43,17 @@ LOST_UPDATES = Metric(
     ("reason",),
     "reasons",
 )
-METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, FEATURE_ENABLED, CONFIG_RELOAD, BUILD_INFO)
+METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, CONFIG_RELOAD, BUILD_INFO)
 
 _NO_LABELS = Series([])
 
 
 class Exporter:
-    """Families about the daemon. *features* are fixed for its life; *config_ok* tells of the last reload."""
+    """Families about the daemon. *config_ok* tells of the last reload."""
 
-    def __init__(self, ledger: Ledger, features: Mapping[str, bool], config_ok: Callable[[], bool]) -> None:
+    def __init__(self, ledger: Ledger, config_ok: Callable[[], bool]) -> None:
         self._config_ok = config_ok
         self._ledger = ledger
-        self._features: list[tuple[Series, int | float]] = [
-            (Series([("feature", name)]), int(on)) for name, on in features.items()
-        ]
         self._build = Series([("version", __version__), ("python_version", platform.python_version())])
 
     def collect(self) -> list[Family]:
@@ -76,7 +66,6 @@ class Exporter:
                 [(Series([("reason", reason)]), updates) for reason, updates in books.lost_updates.items()],
             ),
             Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
-            Family(FEATURE_ENABLED, self._features),
             Family(CONFIG_RELOAD, [(_NO_LABELS, int(self._config_ok()))]),
             Family(BUILD_INFO, [(self._build, 1)]),
         ]

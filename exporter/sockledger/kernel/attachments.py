@@ -4,7 +4,6 @@ import struct
 from contextlib import closing
 
 from sockledger.errors import UserError
-from sockledger.kernel.features import lists_links
 from sockledger.kernel.libbpf import LoadError
 from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.objects import advice, open_object
@@ -13,12 +12,7 @@ _ATTACHMENT = struct.Struct("=QQ16s")  # struct attachment in bpf/attachments.h
 
 
 def hot_paths(cgroup_id: int) -> list[int]:
-    """Return the ids of the links that attach a hot path to this cgroup.
-
-    None are found where the kernel cannot tell (`features.lists_links`). UserError if it refuses the program.
-    """
-    if not lists_links():
-        return []
+    """Return the ids of the links that attach a hot path to this cgroup; UserError if the kernel refuses."""
     with closing(open_object()) as lister:
         lister.choose("sl_attachments")
         for unused in lister.maps.values():

@@ -19,8 +19,8 @@ from sockledger.kernel.features import (
     NO_BTF,
     counts_runs,
     effective_capabilities,
-    lists_links,
     sees_all_processes,
+    too_old,
 )
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
 from sockledger.kernel.links import HOT_PATH, attach_cgroup
@@ -46,7 +46,7 @@ class Finding:
 
 def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
     """Yield what is found. Nothing stays loaded or attached."""
-    yield Finding("kernel", ok=True, detail=f"{platform.release()} {platform.machine()}")
+    yield _kernel()
     yield from _capabilities()
     yield Finding("BTF", BTF.exists(), str(BTF) if BTF.exists() else NO_BTF)
     root: CgroupRoot | None = None
@@ -73,6 +73,11 @@ def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
         yield _other_daemons(root, bpffs)
     yield _older_connections()
     yield _run_statistics()
+
+
+def _kernel() -> Finding:
+    old = too_old(platform.release())
+    return Finding("kernel", old is None, old or f"{platform.release()} {platform.machine()}", needed=False)
 
 
 def _capabilities() -> Iterator[Finding]:
@@ -126,8 +131,6 @@ def _programs() -> Iterator[Finding]:
     with closing(open_object()) as listed:
         names = sorted(listed.programs)
     for name in names:
-        if name == "sl_attachments" and not lists_links():
-            continue
         with closing(open_object()) as tried:
             try:
                 tried.choose(name)
@@ -152,9 +155,6 @@ def _attachment(root: CgroupRoot) -> Finding:
 
 
 def _other_daemons(root: CgroupRoot, bpffs: Path) -> Finding:
-    if not lists_links():
-        detail = "this kernel does not list BPF links: one that uses another bpffs is not noticed"
-        return Finding("other daemons", ok=False, detail=detail, needed=False)
     others = set(hot_paths(root.id)) - Pins(bpffs).link_ids(HOT_PATH)
     detail = f"one is attached to {root.path}: another would wait" if others else "none is attached"
     return Finding("other daemons", ok=True, detail=detail)

@@ -1,7 +1,7 @@
-"""What a kernel or its surroundings may lack, probed; never a version compared."""
+"""What a kernel or its surroundings may lack, probed; its version only explains a refusal."""
 
+import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from sockledger.errors import UserError
@@ -12,6 +12,8 @@ BTF = Path("/sys/kernel/btf/vmlinux")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
+# Before it no program of type syscall takes a map that sets no entries aside.
+LEAST_KERNEL = (6, 1)
 NO_BTF = f"{BTF} is missing: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
 
 
@@ -59,10 +61,13 @@ def require() -> None:
         raise UserError(NO_BTF)
 
 
-@cache
-def lists_links() -> bool:
-    """Whether an iterator can list all BPF links (since Linux 5.19)."""
-    return b"\0bpf_iter__bpf_link\0" in BTF.read_bytes()
+def too_old(release: str) -> str | None:
+    """Return what is needed in place of a kernel of this *release*, None if it is new enough."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None or tuple(map(int, found.groups())) >= LEAST_KERNEL:
+        return None
+    least = ".".join(map(str, LEAST_KERNEL))
+    return f"Linux {least} or later is needed, or one to which its BPF is backported: this is {release}"
 
 
 def sees_all_processes() -> bool:

@@ -1,10 +1,11 @@
 """The compiled BPF objects that are part of the package."""
 
 import errno
+import platform
 from importlib.resources import files
 
 from sockledger.errors import UserError
-from sockledger.kernel.features import forbids_reading
+from sockledger.kernel.features import forbids_reading, too_old
 from sockledger.kernel.libbpf import LoadError, Object
 
 
@@ -32,6 +33,8 @@ def advice(error: LoadError | OSError) -> str:
         return "allow the daemon more memory, or lower limits.sockets, limits.connections and limits.cgroups"
     if error.errno == errno.EMFILE:
         return "raise the limit of open files (LimitNOFILE=)"
+    if old := too_old(platform.release()):
+        return old
     if forbids_reading():
         return (
             "the kernel is locked down (confidentiality): leave out what reads sockets "
