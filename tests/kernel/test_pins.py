@@ -39,7 +39,7 @@ from sockledger.kernel.datapath import DataPath, Parts, ticks_per_second
 from sockledger.kernel.libbpf import Map, OpenMap
 from sockledger.kernel.maps import FIXED
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.pins import KINDS, VERSION, Pins, opened, shape
+from sockledger.kernel.pins import KINDS, VERSION, Pins, opened, pin_name, shape
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED_TOTALS, Traffic
 from sockledger.ledger.births import Births
@@ -507,6 +507,38 @@ def test_detached_by_hand(
     caplog.clear()
     start(root, pins).close()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+def test_a_slot_changed_by_hand(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, emptied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is attached to a tracepoint stays there, and jumps nowhere, or to somebody else's program."""
+    name = "sl_cgroup_mkdir"
+
+    def noted(path: DataPath) -> bool:
+        with new_cgroup(parent.path, "a") as cgroup:
+            return cgroup.id in path.cgroups.all()
+
+    with (
+        closing(start(below, pins)) as path,
+        closing(DataPath(below, cgroups=1, sockets=1, connections=1)) as other,
+    ):
+        assert noted(path)
+        [pinned] = (each for each in pins.all("maps") if pin_name(each) == f"{name}_slot")
+        with opened(pinned) as fd:
+            if emptied:
+                OpenMap(fd).delete(bytes(4))
+            else:
+                program = other.programs[f"{name}_now"].fd
+                OpenMap(fd).update(bytes(4), program.to_bytes(4, sys.byteorder))
+        assert path.detached() == {name}
+        assert not noted(path)
+        path.mend()
+        path.mend()
+        assert path.detached() == set()
+        assert [each.message for each in caplog.records] == ["put back in its slot"]
+        assert noted(path)
 
 
 def test_unpinned_by_hand(

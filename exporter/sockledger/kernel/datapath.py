@@ -116,6 +116,7 @@ class DataPath:
         self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
         self.links = Links(pins)
         self._jumpers: dict[str, int] = {}
+        self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
         self._fresh = pins is not None and not pins.there()
 
         set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
@@ -249,8 +250,8 @@ class DataPath:
 
     def _hook(self, name: str) -> None:
         """Put a tracepoint's program in its slot, and attach what jumps there."""
-        slot = name + SLOT
-        self.maps[slot].update(bytes(4), self.programs[f"{name}_now"].fd.to_bytes(4, sys.byteorder))
+        self._fill_slot(name)
+        self._hooks[name] = self.programs[f"{name}_now"].id
 
         def attach() -> Link:
             try:
@@ -265,6 +266,17 @@ class DataPath:
             self._jumpers[name] = self._pins.keep_program(
                 name, self.programs[name].fd, self.links.is_new(name)
             )
+
+    def _fill_slot(self, name: str) -> None:
+        self.maps[name + SLOT].update(bytes(4), self.programs[f"{name}_now"].fd.to_bytes(4, sys.byteorder))
+
+    def _changed_slots(self) -> set[str]:
+        """Return the hooks whose slot somebody has emptied, or given another program."""
+        return {
+            name
+            for name, program in self._hooks.items()
+            if self.maps[name + SLOT].lookup(bytes(4)) != program.to_bytes(4, sys.byteorder)
+        }
 
     def _attach_root(self, name: str) -> None:
         program = self.programs[name]
@@ -297,10 +309,13 @@ class DataPath:
 
     def detached(self) -> set[str]:
         """Return the programs that the kernel does not run any more."""
-        return self.links.detached() & self.programs.keys()
+        return (self.links.detached() & self.programs.keys()) | self._changed_slots()
 
     def mend(self) -> None:
         """Attach and pin again what was detached and unpinned by others, with a line in the log for each."""
+        for name in self._changed_slots():
+            self._fill_slot(name)
+            logger.warning("put back in its slot", extra={"program": name})
         if self._pins:
             self._pins.make_folders()
         self.links.mend()

@@ -63,7 +63,9 @@ class _ProgInfo(ctypes.Structure):
     """struct bpf_prog_info, up to the last member that is read."""
 
     _fields_ = (
-        ("head", ctypes.c_byte * 192),
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("middle", ctypes.c_byte * 184),
         ("run_time_ns", c_uint64),
         ("run_cnt", c_uint64),
         ("recursion_misses", c_uint64),
@@ -290,6 +292,11 @@ class Program:
     def fd(self) -> int:
         """The file descriptor, from load on."""
         return _checked(_library().bpf_program__fd(self.pointer), "bpf_program__fd")
+
+    @property
+    def id(self) -> int:
+        """The program's number in the kernel, from load on."""
+        return int(_info(self.fd, _ProgInfo()).id)
 
     def set_autoload(self, autoload: bool) -> None:  # noqa: FBT001 - libbpf's own signature
         """Choose whether the object's load includes this program."""
