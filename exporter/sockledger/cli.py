@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sockledger import __version__, config, log
-from sockledger.errors import UserError, printable
+from sockledger.errors import UserError, printable, remedy
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
+        return 1
+    except OSError as error:
+        if (advice := remedy(error)) is None:
+            raise
+        what = "" if error.filename is None else f"{error.filename}: "
+        _complain(f"sockledger: {printable(what)}{error.strerror}: {advice}")
         return 1
     return status
 

@@ -18,7 +18,7 @@ from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
 from sockledger.config import ConfigError, RunOptions
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
 from sockledger.kernel.attachments import hot_paths
@@ -138,8 +138,8 @@ class Daemon:
                     undo.callback(datapath.undo)
                     datapath.attach()
                 except (OSError, ValueError) as error:
-                    if not self._options.pin:
-                        raise
+                    if remedy(error) or not self._options.pin:
+                        raise  # what is short says nothing of the pins
                     raise UserError(
                         f"{self._pins.folder}: {error}: what is pinned there is not all ours, or not "
                         "readable: sockledger uninstall removes it and ends its counts"

@@ -1,8 +1,23 @@
 """What goes wrong because of input or environment, told in one line each."""
 
+import errno
+
+# What is short at the moment. It says nothing about what was being done.
+_REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (LimitNOFILE=)",
+    errno.ENFILE: "raise the machine's limit of open files (sysctl fs.file-max)",
+    errno.ENOMEM: "allow the daemon more memory, "
+    "or lower limits.sockets, limits.connections and limits.cgroups",
+}
+
 
 class UserError(Exception):
     """Bad input or environment. Its text is one clear line (or more): what, where, and what to do."""
+
+
+def remedy(error: Exception) -> str | None:
+    """Return what to do about an error for want of memory or file descriptors, None if it is another one."""
+    return _REMEDIES.get(getattr(error, "errno", None) or 0)
 
 
 def printable(text: str) -> str:

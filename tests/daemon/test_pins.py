@@ -1,14 +1,16 @@
 """A daemon that pins: what it has counted goes on, whatever becomes of it, until it is uninstalled."""
 
 import os
+import re
 import signal
+import subprocess
 import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.daemon.support import Daemon, Page, Surroundings, existing_links
+from tests.daemon.support import SOCKLEDGER, Daemon, Page, Surroundings, existing_links
 from tests.daemon.traffic import converse, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import PATIENCE, eventually
@@ -196,6 +198,55 @@ def test_what_cannot_be_understood_is_one_line(pinned: Surroundings) -> None:
     assert daemon.process.wait(PATIENCE) == 1
     assert len(daemon.log.splitlines()) == 1
     assert "sockledger uninstall removes it" in daemon.log
+
+
+def test_few_descriptors(pinned: Surroundings, netns: Netns) -> None:
+    """Whoever has too few says so, wherever it notices, and leaves what is pinned alone."""
+    home = pinned.bpffs / "sockledger"
+
+    def start(limit: int) -> None:
+        daemon = pinned.start(prefix=("prlimit", f"--nofile={limit}"))
+        eventually(lambda: daemon.process.poll() is not None or counts_anew(daemon, 0), "it counts or ends")
+        if daemon.process.poll() is None:
+            end(daemon, signal.SIGTERM)
+        else:
+            line = daemon.log.splitlines()[-1]
+            assert daemon.process.returncode == 1, line
+            assert re.fullmatch(r"sockledger: .*Too many open files.*: raise the limit .*", line)
+        assert "Traceback" not in daemon.log
+        assert "uninstall" not in daemon.log
+        assert names_in(home) == pins
+
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        end(pinned.run(), signal.SIGTERM)
+        pins = names_in(home)
+        sent = send_datagrams(netns, a, a)
+        for limit in range(20, 124, 4):
+            start(limit)
+        assert sent_by_a(pinned.run().page()) == [sent]
+
+
+def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:
+    """As Kubernetes mounts a hostPath that is said to be: one line each."""
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        end(pinned.run(), signal.SIGTERM)
+        sent = send_datagrams(netns, a, a)
+        home = pinned.bpffs / "sockledger"
+        reason = f"{home}: Read-only file system: the daemon must be able to make, open and change"
+        run("mount", "-o", "remount,ro", str(pinned.bpffs))
+        daemon = pinned.start()
+        assert daemon.process.wait(PATIENCE) == 1
+        refused = pinned.uninstall()
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert daemon.log == refused.stderr == f"sockledger: {reason} this folder\n"
+        paths = (f"--path.cgroupfs={pinned.cgroup.path}", f"--path.bpffs={pinned.bpffs}")
+        asked = subprocess.run((SOCKLEDGER, "doctor", *paths), capture_output=True, text=True, check=False)
+        assert (asked.returncode, asked.stderr) == (1, "")
+        assert [line for line in asked.stdout.splitlines() if line.startswith("FAIL")] == [
+            f"FAIL  bpffs: {reason} this folder"
+        ]
+        run("mount", "-o", "remount,rw", str(pinned.bpffs))
+        assert sent_by_a(pinned.run().page()) == [sent]
 
 
 def test_uninstall_follows_nobody_s_link(pinned: Surroundings) -> None:

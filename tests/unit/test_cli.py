@@ -1,5 +1,6 @@
 """The command line: every flag, what it refuses, and the exit statuses."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -259,6 +260,31 @@ def test_user_errors_are_lines(capsys: pytest.CaptureFixture[str], monkeypatch: 
     stand_in(monkeypatch, "sockledger.daemon", run=raising(UserError("a: no; do b\nc: no; do d")))
     assert cli.main(["run"]) == 1
     assert capsys.readouterr() == ("", "sockledger: a: no; do b\nsockledger: c: no; do d\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EMFILE, "none left", "/a\n"), r"/a\n: none left: raise the limit of open files"),
+        (OSError(errno.ENFILE, "b: none left"), "b: none left: raise the machine's limit of open files"),
+        (OSError(errno.ENOMEM, "none left"), "none left: allow the daemon more memory"),
+    ],
+)
+def test_what_is_short_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: OSError, line: str
+) -> None:
+    stand_in(monkeypatch, "sockledger.daemon", run=raising(error))
+    assert cli.main(["run"]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith(f"sockledger: {line}")
+
+
+def test_other_errors_are_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "sockledger.daemon", run=raising(OSError(errno.EIO, "a")))
+    with pytest.raises(OSError, match="a"):
+        cli.main(["run"])
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,11 @@ def hot_paths(cgroup_id: int) -> list[int]:
         try:
             lister.load()
             link = lister.programs["sl_attachments"].attach()
+            try:
+                found = _ATTACHMENT.iter_unpack(link.run_iterator())
+            finally:
+                link.destroy()
         except (LoadError, OSError) as error:
             raise UserError(f"the kernel refuses to list BPF links: {error}: {advice(error)}") from None
-        try:
-            found = _ATTACHMENT.iter_unpack(link.run_iterator())
-        finally:
-            link.destroy()
     name = HOT_PATH.encode()
     return [link_id for at, link_id, program in found if at == cgroup_id and program.rstrip(b"\0") == name]

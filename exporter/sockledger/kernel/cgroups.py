@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 from sockledger.kernel.filesystem import is_cgroup2
 
 _DELETED = " (deleted)"  # what the kernel adds to the path of what is gone
@@ -33,6 +33,8 @@ class CgroupRoot:
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            if remedy(error):
+                raise
             raise UserError(
                 f"{path}: {error.strerror}: --path.cgroupfs must be a folder of a cgroup v2 file system"
             ) from None

@@ -56,7 +56,8 @@ def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
         yield _names(root)
     except UserError as error:
         yield Finding("cgroup v2", ok=False, detail=str(error))
-    yield _lock(bpffs)
+    lock = _lock(bpffs)
+    yield lock
     try:
         yield Finding("libbpf", ok=True, detail=libbpf.version())
     except UserError as error:
@@ -70,7 +71,8 @@ def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
         return  # what follows is about programs that run
     if root is not None:
         yield _attachment(root)
-        yield _other_daemons(root, bpffs)
+        if lock.ok or not lock.needed:
+            yield _other_daemons(root, bpffs)
     yield _older_connections()
     yield _run_statistics()
 

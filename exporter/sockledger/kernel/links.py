@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from sockledger.errors import UserError
 from sockledger.kernel.libbpf import Link, Program
+from sockledger.kernel.objects import advice
 from sockledger.kernel.pins import Pins
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
         return program.attach_cgroup(cgroup_fd)
     except OSError as error:
         if not isinstance(error, PermissionError):
-            raise UserError(f"{path}: attaching program {program.name} failed: {error.strerror}") from None
+            reason = f"{error.strerror}: {advice(error)}"
+            raise UserError(f"{path}: attaching program {program.name} failed: {reason}") from None
         raise UserError(
             f"{path}: the cgroup refuses program {program.name}: another program is attached there, or above "
             "it, exclusively (no BPF_F_ALLOW_MULTI), or CAP_NET_ADMIN is missing: see bpftool cgroup show"

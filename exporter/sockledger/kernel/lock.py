@@ -2,10 +2,10 @@
 
 import fcntl
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 from sockledger.kernel.filesystem import mount_bpffs
 
 
@@ -23,27 +23,26 @@ class Lock:
         if self._fd is not None:
             return True
         mount_bpffs(self._bpffs)
-        try:
-            self._path.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError(
-                f"{self._path}: {error.strerror}: the daemon must be able to make and open this folder"
-            ) from None
-        if os.fstat(fd).st_uid != os.geteuid():
-            os.close(fd)
-            raise UserError(f"{self._path}: belongs to another user: remove it")
-        os.fchmod(fd, 0o700)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the holder before us may have removed the folder that we opened
-            if os.path.samestat(os.fstat(fd), self._path.stat()):
-                self._fd = fd
-                return True
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        os.close(fd)
-        return False
+        with ExitStack() as undo:
+            try:
+                self._path.mkdir(mode=0o700, exist_ok=True)
+                fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                undo.callback(os.close, fd)
+                if os.fstat(fd).st_uid != os.geteuid():
+                    raise UserError(f"{self._path}: belongs to another user: remove it")
+                os.fchmod(fd, 0o700)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # the holder before us may have removed the folder that we opened
+                if not os.path.samestat(os.fstat(fd), self._path.stat()):
+                    return False
+            except (BlockingIOError, FileNotFoundError):
+                return False
+            except OSError as error:
+                what_to_do = remedy(error) or "the daemon must be able to make, open and change this folder"
+                raise UserError(f"{self._path}: {error.strerror}: {what_to_do}") from None
+            undo.pop_all()
+        self._fd = fd
+        return True
 
     def renew(self) -> None:
         """Make and lock the folder again if somebody has removed it; UserError if another was faster."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Field, Layout
 from sockledger.kernel.libbpf import LoadError, Table
-from sockledger.kernel.objects import open_object
+from sockledger.kernel.objects import advice, open_object
 
 # bpf/move.bpf.c
 _KEY_BYTES = 32
@@ -67,7 +67,7 @@ class Mover:
         try:
             self._object.load()
         except LoadError as error:
-            raise UserError(f"the kernel refuses to move sums: {error}") from None
+            raise UserError(f"the kernel refuses to move sums: {error}: {advice(error)}") from None
         self._program = self._object.programs["sl_move"]
 
     def move(self, from_key: bytes, to_key: bytes) -> bool:

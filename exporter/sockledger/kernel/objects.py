@@ -1,10 +1,9 @@
 """The compiled BPF objects that are part of the package."""
 
-import errno
 import platform
 from importlib.resources import files
 
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 from sockledger.kernel.features import forbids_reading, too_old
 from sockledger.kernel.libbpf import LoadError, Object
 
@@ -24,15 +23,15 @@ def open_object(name: str = "sockledger", *, image: bytes | None = None) -> Obje
     try:
         return Object(object_image(name) if image is None else image, name)
     except OSError as error:
+        if remedy(error):
+            raise
         raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
 
 
 def advice(error: LoadError | OSError) -> str:
     """Return what to do about what the kernel refuses."""
-    if error.errno == errno.ENOMEM:
-        return "allow the daemon more memory, or lower limits.sockets, limits.connections and limits.cgroups"
-    if error.errno == errno.EMFILE:
-        return "raise the limit of open files (LimitNOFILE=)"
+    if short := remedy(error):
+        return short
     if old := too_old(platform.release()):
         return old
     if forbids_reading():

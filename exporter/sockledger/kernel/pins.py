@@ -76,7 +76,8 @@ class Pins:
 
     def _versions(self) -> list[Path]:
         # a symbolic link is nobody's but whoever wants us to remove what it points to
-        return sorted(path for path in self._home.glob("v[0-9]*") if stat.S_ISDIR(path.lstat().st_mode))
+        versions = (path for path in _entries(self._home) if path.match("v[0-9]*"))
+        return sorted(path for path in versions if stat.S_ISDIR(path.lstat().st_mode))
 
     def begin(self, root_id: int, wanted: Iterable[MapPin]) -> None:
         """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
@@ -148,7 +149,7 @@ class Pins:
     def all(self, kind: str) -> set[Path]:
         """Return the pins of a kind, without what is none."""
         is_one = stat.S_ISLNK if kind == "layouts" else stat.S_ISREG
-        return {path for path in (self.folder / kind).glob("*") if is_one(path.lstat().st_mode)}
+        return {path for path in _entries(self.folder / kind) if is_one(path.lstat().st_mode)}
 
     def of_map(self, each: Map) -> MapPin:
         """Return the pin of a map whose size is set."""
@@ -260,6 +261,14 @@ def uninstall(bpffs: Path) -> int:
         return pins.remove()
     finally:
         lock.release()
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, nothing if there is none."""
+    try:  # not by glob, for which any error means none from Python 3.13 on
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _remove_tree(folder: Path) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 
 # Enough for a burst of connections: beyond it clients wait a second before they try again.
 _BACKLOG = 1024
@@ -93,7 +93,7 @@ def _reason(error: OSError | UnicodeError) -> str:
         case errno.EADDRNOTAVAIL:
             return "no interface has this address: give one of this host's or :PORT for all"
         case code:
-            return f"{os.strerror(code or 0)}: choose another address"
+            return f"{os.strerror(code or 0)}: {remedy(error) or 'choose another address'}"
 
 
 def _inherited(fd: int) -> socket.socket:
