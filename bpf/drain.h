@@ -21,13 +21,36 @@ static __always_inline void add(__u64 *total, __u64 n)
 		__sync_fetch_and_add(total, n);
 }
 
-/* The value of *key* in *map*, made of *none* if need be; NULL where the map is full, or busy. */
+/* Global, so that the verifier follows its loop once, and not on each way here. */
+__noinline int is_closing(__u64 cgroup_id)
+{
+	__u32 key = 0;
+	const struct closing *c = bpf_map_lookup_elem(&closing, &key);
+
+	for (int i = 0; i < CLOSING && c; i++) {
+		__u64 id = READ_ONCE(c->cgroups[i]);
+
+		if (!id)
+			break;
+		if (id == cgroup_id)
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * The value of *key*, which begins with a cgroup's id, in *map*; made of *none* if need be. NULL where the
+ * map is full, or busy, or the cgroup's rows are being deleted.
+ */
 static __always_inline void *find_or_make(void *map, const void *key, const void *none)
 {
-	void *found = bpf_map_lookup_elem(map, key);
 	struct lost_updates *l;
+	void *found;
 	int error; /* not long: before 6.4 the upper half is not set */
 
+	if (is_closing(*(const __u64 *)key))
+		return NULL;
+	found = bpf_map_lookup_elem(map, key);
 	if (found)
 		return found;
 	/* -EEXIST: another CPU was first, and the look-up finds its entry */
@@ -42,7 +65,7 @@ static __always_inline void *find_or_make(void *map, const void *key, const void
 	return NULL;
 }
 
-/* The totals of *key*, made if need be; where the map is full, those of its protocol and family. */
+/* The totals of *key*, made if need be; where there are none, those of its protocol and family. */
 static __always_inline struct totals *totals_of(const struct totals_key *key)
 {
 	struct totals none = {}, *t = find_or_make(&totals, key, &none);
@@ -51,7 +74,7 @@ static __always_inline struct totals *totals_of(const struct totals_key *key)
 	return t ? t : bpf_map_lookup_elem(&overflow, &i);
 }
 
-/* The same of a cgroup in other maps, in which key 0, made by user space, takes what finds no room. */
+/* The same of a cgroup in other maps, in which key 0, made by user space, takes what finds none. */
 static __always_inline void *sums_of(void *map, const void *key, const void *none, const void *other)
 {
 	void *found = find_or_make(map, key, none);

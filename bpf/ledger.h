@@ -153,6 +153,23 @@ struct {
 	.values = {&grace_inner},
 };
 
+/*
+ * Cgroups whose rows user space is about to delete, while sockets may count for them: after a grace period
+ * nobody adds to one. 0: no more.
+ */
+#define CLOSING 64
+
+struct closing {
+	__u64 cgroups[CLOSING];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct closing);
+} closing SEC(".maps");
+
 /* Accesses that the compiler may not merge with others, nor move past each other. */
 #define READ_ONCE(x)	     (*(const volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, value) (*(volatile typeof(x) *)&(x) = (value))

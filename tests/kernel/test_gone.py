@@ -1,5 +1,6 @@
 """Cgroups that are gone: each has had its name, and what it has counted stays with it."""
 
+import errno
 import gc
 import os
 import re
@@ -7,16 +8,26 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tests.kernel import ledger as kernel_ledger
-from tests.kernel.ledger import CGROUPS, NOTHING, all_totals, control, repeating, stop_counting
+from tests.kernel.ledger import (
+    CGROUPS,
+    NOTHING,
+    all_totals,
+    control,
+    final_difference,
+    repeating,
+    stop_counting,
+)
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
+from tests.kernel.objects import PAUSE, SLOW_MOTION, Change, build
 from tests.kernel.tcp import ESTABLISHED, new_ends, reset
 from tests.kernel.traffic import scaled
 from tests.patience import eventually
@@ -248,13 +259,184 @@ def test_no_room_for_names(parent: Cgroup, below: CgroupRoot, netns: Netns, cloc
         released(path, 3)
         ledger.flush()
         assert sent(ledger) == truth
-        for _ in range(3):
+        for _ in range(5):
             fold(ledger, clock)
         assert sent(ledger) == {}
-        assert path.cgroups.all() == {}
+        # nobody has seen the ends of those for which there was no room
+        noted = path.cgroups.all()
+        assert len(noted) == 2
         assert path.lost_updates()["name_full"] == 4
-        assert {key.cgroup_id for key, _ in path.totals()} == {RETIRED, *path.label_sets.all()}
+        assert {key.cgroup_id for key, _ in path.totals()} == {RETIRED, *path.label_sets.all(), *noted}
         assert_balanced(path, below)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_removed_while_older_ones_are_looked_for(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, monkeypatch: pytest.MonkeyPatch, *, held: bool
+) -> None:
+    """Only the kernel says that one is released, for sockets may count for it until then."""
+    walk = CgroupRoot.walk
+    with attached(below) as path, ExitStack() as stack:
+        a = Cgroup(parent.path / "a")
+        a.path.mkdir()
+        number = a.id
+        if held:
+            with new_socket(netns, a) as made:
+                stack.enter_context(made.dup())
+
+        def remove_and_walk(root: CgroupRoot) -> Iterator[tuple[int, str]]:
+            a.path.rmdir()
+            if not held:
+                released(path, 1)
+            yield from walk(root)
+
+        monkeypatch.setattr(CgroupRoot, "walk", remove_and_walk)
+        path.cgroups.note_older(below)
+        noted = path.cgroups.all()[number]
+        assert (noted.removed > 0, noted.released > 0) == (True, not held)
+
+
+def test_an_end_for_which_there_was_no_room(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """Sockets that outlive the cgroup still count for it."""
+    with attached(below, cgroups=2) as path, ExitStack() as stack:
+        ledger = ledger_of(path, below, clock)
+        with ExitStack() as lives:
+            for name in ("one", "other"):
+                lives.enter_context(new_cgroup(parent.path, name))
+            with new_cgroup(parent.path, "a") as a, new_socket(netns, a) as made:
+                number = a.id
+                truth = exchange(made, 3)
+                held = stack.enter_context(made.dup())
+                held.settimeout(20)
+                ledger.flush()
+        released(path, 2)
+        for _ in range(3):
+            ledger.flush()
+        assert path.cgroups.all().keys() == {number}
+        for _ in range(2):
+            assert sent(ledger) == {"/a": truth}
+            fold(ledger, clock)
+            assert sent(ledger) == {}
+            assert not path.cgroups.all()[number].released
+            truth += exchange(held, 5)
+            ledger.flush()
+        assert_balanced(path, below)
+
+
+# ---- no room, and not released
+
+
+def end_with_a_socket(
+    parent: Cgroup, netns: Netns, name: str, stack: ExitStack, number: int = 10
+) -> tuple[socket.socket, int]:
+    """A cgroup that is gone, but for a socket; return it, and the bytes sent."""
+    with new_cgroup(parent.path, name) as cgroup, new_socket(netns, cgroup) as made:
+        held = stack.enter_context(made.dup())
+        held.settimeout(20)
+        return held, exchange(made, number)
+
+
+def datagrams(ledger: Ledger) -> dict[str, int]:
+    return {
+        account.workload.cgroup: traffic.transmit_bytes
+        for account, traffic in ledger.books.accounts.items()
+        if account.protocol == "udp"
+    }
+
+
+def test_the_oldest_make_room(
+    parent: Cgroup, below: CgroupRoot, server: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """There is always room for new names and sums. What they count at last counts as unknown."""
+    room, held = 16, []
+    with attached(below, cgroups=room) as path, ExitStack() as stack:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "connected") as cgroup:
+            connected = cgroup.id
+            [pair] = stack.enter_context(new_ends(cgroup, server, netns)).pairs(1)
+            pair.exchange(100, 100)
+        for number in range(3 * room):
+            made, truth = end_with_a_socket(parent, netns, f"job-{number}", stack)
+            held.append(made)
+            ledger.flush()
+            assert datagrams(ledger)[f"/job-{number}"] == truth
+            fold(ledger, clock)
+            fold(ledger, clock)
+        lost = path.lost_updates()
+        assert not lost["name_full"]
+        assert not lost["totals_full"]
+        noted = path.cgroups.all()
+        names = [noted[number].path for number in sorted(noted, key=lambda number: noted[number].removed)]
+        stay = room - room // 8 - 2
+        assert names[:2] == ["/server", "/connected"]
+        assert names[2:] == [f"/job-{number}" for number in range(3 * room - stay, 3 * room)]
+        for name in path.kept:
+            cgroups = {key[0] for key, _ in rows_of(path, name) if 0 < key[0] < RETIRED}
+            assert cgroups <= noted.keys()
+        again = {"/job-47": truth + exchange(held[-1], 3), "unknown": exchange(held[0], 4)}
+        ledger.flush()
+        assert {name: datagrams(ledger)[name] for name in again} == again
+        assert noted[connected].released == 0
+        reset(pair.client)
+        ledger.flush()
+        names_of = path.sums["tcp_totals"].fields
+        record = ledger.books.sums["tcp_totals"][Workload(cgroup="/connected"), ()]
+        assert dict(zip(names_of, record, strict=True))[f"sockets[{ESTABLISHED}]"] == 0
+        assert_balanced(path, below)
+
+
+class Interrupted(DataPath):
+    """A packet finds rows just before they are closed."""
+
+    send: Callable[[], object]
+    closing = False
+
+    @contextmanager
+    def closed(self, cgroups: Sequence[int]) -> Iterator[None]:
+        before = self.control(self._root.id)
+        thread = Thread(target=self.send)
+        thread.start()
+        eventually(lambda: self.control(self._root.id) != before)
+        time.sleep(0.01)
+        self.closing = True
+        with super().closed(cgroups):
+            self.closing = False
+            yield
+        thread.join()
+
+
+class Hasty(Interrupted):
+    def grace_period(self) -> None:
+        if not self.closing:
+            super().grace_period()
+
+
+@pytest.mark.parametrize("kind", [Interrupted, Hasty])
+def test_counted_while_its_rows_are_deleted(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, tmp_path: Path, kind: type[Interrupted]
+) -> None:
+    """A slow packet adds to the row that it has found; the next one, as it is received, counts as other."""
+    found = "	if (!t)\n		return;\n	if (direction == RECEIVE)\n"
+    pause = PAUSE.replace("20000", "4000000")
+    image = build(tmp_path, (*SLOW_MOTION[:1], Change("traffic.h", found, f"	{pause}{found}")))
+    with ExitStack() as stack:
+        path = stack.enter_context(attached(below, image, cgroups=2, sockets=1, kind=kind))
+        assert isinstance(path, Interrupted)
+        ledger = ledger_of(path, below, clock)
+        busy = stack.enter_context(new_cgroup(parent.path, "busy"))
+        seated = stack.enter_context(new_socket(netns, busy))
+        exchange(seated, 1)  # it has the only seat
+        made, truth = end_with_a_socket(parent, netns, "a", stack, 1)
+        path.send = partial(exchange, made, 1)
+        for _ in range(3):
+            exchange(seated, 1)
+            ledger.flush()
+            clock.ahead += LONG_ENOUGH
+        assert final_difference(path, below) == (NOTHING if kind is Interrupted else (0, 0, -truth, -1))
+        if kind is Interrupted:
+            assert sum(traffic.receive_bytes for _, traffic in path.overflow()) == truth
 
 
 # ---- ends
@@ -762,6 +944,83 @@ def test_killed_before_a_name_is_back(
         assert_balanced(path, below)
 
 
+# ---- no memory
+
+
+@contextmanager
+def no_memory(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
+    """What a map at its memory cgroup's limit answers."""
+    update = Table.update
+
+    def refuse(table: Table, key: bytes, value: bytes) -> None:
+        if table.name == name:
+            raise OSError(errno.ENOMEM, "no memory")
+        update(table, key, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Table, "update", refuse)
+        yield
+
+
+def test_no_memory_for_what_begins_anew(
+    parent: Cgroup,
+    below: CgroupRoot,
+    netns: Netns,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not shown until what was before is forgotten; all else is."""
+    with attached(below, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        with new_cgroup(parent.path, "only") as only:
+            truth = Counter({"/only": send(netns, only)})
+            daemons.scrape(2)
+        released(path, 1)
+        daemons.scrape(6)
+        only = stack.enter_context(new_cgroup(parent.path, "only"))
+        with new_cgroup(parent.path, "a") as cgroup:
+            truth["/a"] = send(netns, cgroup)
+            daemons.scrape(2)
+        released(path, 1)
+        clock.ahead += LONG_ENOUGH
+        daemons.scrape(1)  # no label set has room for it: its sums have ended
+        again = stack.enter_context(new_cgroup(parent.path, "a"))
+        with no_memory(monkeypatch, "cgroups"):
+            truth["/only"] += send(netns, only)
+            later = send(netns, again, 11)
+            daemons.scrape(1)
+            assert daemons.increases == truth
+            truth["/a"] += later
+            daemons.scrape(4)
+            assert daemons.increases == truth
+        assert [each.message for each in caplog.records] == ["what begins anew is not shown yet"]
+        assert_balanced(path, below)
+
+
+def test_no_memory_for_a_label_set_that_is_back(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends, and then the cgroup is shown."""
+    with attached(below) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        with new_cgroup(parent.path, "a") as cgroup:
+            truth = Counter({"/a": send(netns, cgroup)})
+            daemons.scrape(2)
+        released(path, 1)
+        daemons.scrape(6)
+        clock.ahead += DAY
+        daemons.scrape(1)
+        assert [each.seen for each in path.label_sets.all().values()] == [0]
+        cgroup = stack.enter_context(new_cgroup(parent.path, "a"))
+        with no_memory(monkeypatch, "label_sets"):
+            truth["/a"] += send(netns, cgroup, 11)
+            daemons.scrape(4)
+            assert daemons.increases == truth
+            assert path.label_sets.all() == {}
+        assert_balanced(path, below)
+
+
 # ---- killed
 
 
@@ -898,4 +1157,35 @@ def test_killed_while_sums_end_that_find_no_label_set(
                 assert lives.live(LONG_ENOUGH, 3, [truth, only]) == only
                 lives.live(0, 1, [only])
                 assert entries(path) == before
+        assert_balanced(path, below)
+
+
+def test_killed_while_the_oldest_make_room(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(below, cgroups=4) as path, ExitStack() as stack:
+        lives = Lives(path, below, clock, monkeypatch)
+        killed = True
+        for number in count(-3):
+            if not killed:
+                break
+            _, truth = end_with_a_socket(parent, netns, f"{number}", stack)
+            if number >= 0:
+                killed = lives.killed(number, 0, 2, [{f"/{number}": truth}])
+                path._close(())  # a successor has programs of its own
+            ledger = ledger_of(path, below, clock)
+            for _ in range(2):
+                ledger.flush()
+                assert sent(ledger) == {f"/{number}": truth}
+                clock.ahead += LONG_ENOUGH
+            ledger.flush()
+            assert len(path.cgroups.all()) == min(number + 4, 3)
+        # twice what is closed, and a grace period between; a row, a cgroup
+        assert lives.calls == [*["delete"] * 2, *["update"] * 3]
+        assert not path.lost_updates()["name_full"]
+        assert {key.cgroup_id for key, _ in path.totals()} == {
+            RETIRED,
+            *path.label_sets.all(),
+            *path.cgroups.all(),
+        }
         assert_balanced(path, below)

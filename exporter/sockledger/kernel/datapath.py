@@ -5,7 +5,8 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -168,6 +169,7 @@ class DataPath:
         # where cgroups' ends are not seen, they would stay for ever
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
+        self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)
             for path, program in self._flush_pins.items():
@@ -413,6 +415,23 @@ class DataPath:
         inner = struct.pack("=I", self.maps["grace_inner"].fd)
         self.maps["grace_period"].update(bytes(4), inner)
 
+    @contextmanager
+    def closed(self, cgroups: Sequence[int]) -> Iterator[None]:
+        """Let no program add to sums of *cgroups*, `closable` at most: what comes counts as other.
+
+        Who is killed meanwhile has a successor with other programs, for which none is closed.
+        """
+        self._close(cgroups)
+        try:
+            self.grace_period()
+            yield
+        finally:
+            self._close(())
+
+    def _close(self, cgroups: Sequence[int]) -> None:
+        ids = struct.pack(f"={len(cgroups)}Q", *cgroups)
+        self.maps["closing"].update(bytes(4), ids.ljust(self.maps["closing"].value_size, b"\0"))
+
     # ---- the maps' contents
 
     def control(self, cgroup_id: int) -> Traffic | None:
@@ -433,6 +452,16 @@ class DataPath:
         for keys, values in self.maps["totals"].batches():
             for key, value in zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True):
                 yield TotalsKey._make(key), Traffic._make(value)
+
+    def connected(self) -> set[int]:
+        """Return the ids of all cgroups that TCP sockets count for, now or later."""
+        table = self.maps["tcp_sockets"]
+        at, size = table.value.field("cgroup_id").offset, table.value_size
+        return {
+            int.from_bytes(values[start + at : start + at + 8], sys.byteorder)
+            for _, values in table.batches()
+            for start in range(0, len(values), size)
+        }
 
     def overflow(self) -> Iterator[tuple[tuple[int, int], Traffic]]:
         """Yield what found the totals full, by (protocol, family)."""

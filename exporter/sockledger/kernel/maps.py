@@ -45,6 +45,7 @@ _POLICIES = {
     # each daemon's own
     "grace_inner": Policy(pinned=False),
     "grace_period": Policy(pinned=False),
+    "closing": Policy(pinned=False),
 }
 _SLOTS = Policy(Entries.LEFT)  # each start puts its own program there
 

@@ -25,12 +25,12 @@ class NotedCgroup(NamedTuple):
     """A cgroup below the root. Times are of CLOCK_BOOTTIME, in nanoseconds; 0: not yet."""
 
     removed: int
-    released: int  # nothing counts for it any more
+    released: int  # as the kernel has told: nothing counts for it any more
     path: str  # empty where nobody knows it
 
 
 class KeptLabelSet(NamedTuple):
-    """A label set. *seen* is when its last cgroup was forgotten, CLOCK_BOOTTIME in nanoseconds."""
+    """A label set. *seen* is when it last had a cgroup, or up to an hour before; 0: it has to end."""
 
     seen: int
     labels: tuple[str, ...]
@@ -49,18 +49,17 @@ class NotedCgroups:
         """Return them by id."""
         found = {}
         for keys, values in self._table.batches():
-            for (cgroup_id,), (removed, released, level, path) in zip(
+            for (cgroup_id,), members in zip(
                 self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
             ):
-                name = _below(os.fsdecode(path[: path.index(0)]), level)
-                found[cgroup_id] = NotedCgroup(removed, released, name)
+                found[cgroup_id] = _noted(*members)
         return found
 
     def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
         """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
         if not self.room or len(os.fsencode(path)) >= self._path_bytes:
             return False
-        return self._table.make(self._key.pack(cgroup_id), self._pack(NotedCgroup(gone, gone, path)))
+        return self._table.make(self._key.pack(cgroup_id), self._pack(NotedCgroup(gone, 0, path)))
 
     def note_older(self, root: CgroupRoot) -> None:
         """Note the cgroups that are there already, and that others are gone whose end nobody has seen.
@@ -74,10 +73,15 @@ class NotedCgroups:
                     self.note(cgroup_id, path)
             for cgroup_id, each in noted.items():
                 if not each.removed and root.path_of(cgroup_id) is None:
-                    now = boottime()
-                    self._update(cgroup_id, each._replace(removed=now, released=now))
+                    self._note_end(cgroup_id)
         except OSError as error:  # they are named when they count
             logger.warning("older cgroups are not looked for", extra={"error": str(error)})
+
+    def _note_end(self, cgroup_id: int) -> None:
+        """Note that a cgroup was found removed, unless the kernel has told: it may be released any time."""
+        value = self._table.lookup(self._key.pack(cgroup_id))
+        if value and not (each := _noted(*self._value.unpack(value))).removed:
+            self._update(cgroup_id, each._replace(removed=boottime()))
 
     def end(self, cgroup_id: int, each: NotedCgroup) -> None:
         """Note that a cgroup's sums are not kept."""
@@ -136,6 +140,10 @@ class KeptLabelSets:
 def _joined(labels: tuple[str, ...]) -> bytes:
     """Return values as the map has them; the rest of it are NULs, too."""
     return "\0".join(labels).encode()
+
+
+def _noted(removed: int, released: int, level: int, path: bytes) -> NotedCgroup:
+    return NotedCgroup(removed, released, _below(os.fsdecode(path[: path.index(0)]), level))
 
 
 def _below(path: str, level: int) -> str:

@@ -80,6 +80,7 @@ class KeptSums:
         """Load a program that moves them; UserError if the kernel refuses it."""
         self._table = table
         self._key = table.key
+        self.room = table.max_entries
         self._mover = Mover(table, table, {word: word for word in range(table.value_size // 8)})
 
     def make(self, key: tuple[int, ...]) -> bool:
@@ -100,6 +101,10 @@ class KeptSums:
     def move(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
         """Move an entry's sums to those of another, inside the kernel."""
         self._mover.move(self._key.struct.pack(*source), self._key.struct.pack(*target))
+
+    def is_empty(self, key: tuple[int, ...]) -> bool:
+        """Whether an entry's sums are all 0, or there is none."""
+        return not any(self._table.lookup(self._key.struct.pack(*key)) or b"")
 
     def delete(self, key: tuple[int, ...]) -> None:
         """Delete an entry."""

@@ -8,6 +8,11 @@ seen that. Then, flush by flush:
 3. when the kernel has released it a flush finds its rows empty and deletes them,
 4. and then the cgroup.
 
+Sockets and pages in memory may keep it from its release for months, and a release while our tracepoints were
+off nobody has seen. So where there is hardly room for new cgroups the oldest go, but for those that have TCP
+sockets: no program may add to their rows any more, and those that are empty after a grace period are deleted.
+What comes later counts for a cgroup that nobody knows.
+
 A label set is shown as long as it has a cgroup that is shown, as the sum of all rows. If it has none for a
 day, it ends the same way: its sums are moved to where they only count in the sum of everything, then its rows
 are deleted, then itself. So it may be earlier, the oldest first, where there is no room for another.
@@ -18,7 +23,8 @@ All that matters is in the kernel's maps: a daemon that begins between any two s
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
@@ -33,10 +39,14 @@ HOUR = 3600 * 10**9  # in nanoseconds, as all times here
 DAY = 24 * HOUR
 
 LABEL_SETS = "label_sets"  # the map
+CGROUPS = "cgroups"
+
+# One in so many entries is kept free for new cgroups.
+SPARE = 8
 
 Key = tuple[int, ...]
 # By map: keys, of which the first member is a cgroup's id or a label set's, with their sums.
-Tables = Mapping[str, Iterable[tuple[Key, tuple[int, ...]]]]
+Tables = Mapping[str, Collection[tuple[Key, tuple[int, ...]]]]
 Rows = list[tuple[str, Key, tuple[int, ...]]]
 
 
@@ -71,7 +81,7 @@ class Retirement:
         self._label_sets = datapath.label_sets.all()  # only this changes them
         # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
         self._changes: dict[int, tuple[Rows, int]] = {}
-        self._stuck = False  # the last time something could not be written
+        self._stuck: set[str] = set()  # what could not be written the last time
 
     @property
     def label_sets(self) -> Collection[KeptLabelSet]:
@@ -95,12 +105,13 @@ class Retirement:
         return shown | {number: each for number, each in label_sets.items() if each in present}
 
     def begin_anew(
-        self, noted: Mapping[int, NotedCgroup], shown: Mapping[int, Workload], tables: Tables
+        self, noted: Mapping[int, NotedCgroup], shown: dict[int, Workload], tables: Tables
     ) -> bool:
         """See to it that no counter goes on whose sums have ended; return whether others are to be read anew.
 
         A label set that has a cgroup again when it had to end may have lost some of its sums before, so all
         end. Cgroups' sums that were not kept have not been shown since: those with path are not told of yet.
+        Without memory to write that down they would begin anew each time: they leave *shown*.
         """
         ended = {number: each for number, each in noted.items() if each.removed == ENDED and each.path}
         back = [number for number, each in self._label_sets.items() if number in shown and not each.seen]
@@ -108,13 +119,18 @@ class Retirement:
             filled, _ = _rows(tables, (), shown.keys() - set(back))
             for number in back:
                 self._retire(filled[number])
-        if ended or back:
-            labels = [workload_of(each.path) for each in ended.values()]
-            self._end_births([*labels, *(shown[number] for number in back)])
-        for number, each in ended.items():
-            self._datapath.cgroups.end(number, each._replace(path=""))
-        for number in back:
-            self._note_seen(number, self._clock())
+        late = {workload_of(each.path) for each in ended.values()} | {shown[number] for number in back}
+        if not late:
+            return False
+        self._end_births(late)
+        with self._writing("what begins anew is not shown yet"):
+            for number, each in ended.items():
+                self._datapath.cgroups.end(number, each._replace(path=""))
+            for number in back:
+                self._note_seen(number, self._clock())
+            late = set()
+        for number in [number for number, workload in shown.items() if workload in late]:
+            del shown[number]
         return bool(back)
 
     def advance(
@@ -136,6 +152,7 @@ class Retirement:
             number
             for number, each in removed.items()
             if number in filled
+            and number in shown
             and each.removed != ENDED
             and self._is_due(each, number, filled[number], began)
         ]
@@ -165,19 +182,70 @@ class Retirement:
             self._forget_label_sets(ended)
             over = True
 
-        # all else writes, for which there may be no memory
-        try:
+        self._let_go(tables, noted, filled, empty)
+
+        # all else writes
+        with self._writing("what is gone is shown longer"):
             without_room = self._fold_all(due, filled, shown)
             self._make_room(without_room, hidden & self._label_sets.keys(), filled, empty, noted, shown)
             for number in self._label_sets.keys() & shown.keys():
                 if now - self._label_sets[number].seen >= HOUR:
                     self._note_seen(number, now)
-            self._stuck = False
-        except OSError as error:
-            if not self._stuck:
-                logger.warning("what is gone is shown longer", extra={"error": str(error)})
-            self._stuck = True
         return over
+
+    @contextmanager
+    def _writing(self, failure: str) -> Iterator[None]:
+        """There may be no memory for it: tell what that means, once."""
+        try:
+            yield
+            self._stuck.discard(failure)
+        except OSError as error:
+            if failure not in self._stuck:
+                logger.warning(failure, extra={"error": str(error)})
+            self._stuck.add(failure)
+
+    def _let_go(
+        self,
+        tables: Tables,
+        noted: Mapping[int, NotedCgroup],
+        filled: Mapping[int, Rows],
+        empty: defaultdict[int, Rows],
+    ) -> None:
+        """Forget the oldest cgroups that are shown no more, where there is hardly room for new ones."""
+        room = self._datapath.cgroups.room
+        short = Counter({CGROUPS: len(noted) - room + max(room // SPARE, 1)})
+        for name, rows in tables.items():
+            room = self._datapath.kept[name].room
+            short[name] = len(rows) - room + room // SPARE
+        hidden = [number for number, each in noted.items() if each.removed and number not in filled]
+        occupied = {
+            number: Counter([CGROUPS, *(table for table, _, _ in empty[number])]) for number in hidden
+        }
+        for number in hidden:
+            if noted[number].released:  # they go anyway
+                short.subtract(occupied[number])
+        if not +short:
+            return
+        before, connected = self._clock() - self._gone, self._datapath.connected()
+        chosen = []
+        for number in sorted(hidden, key=lambda number: noted[number].removed):
+            each = noted[number]
+            unused = not each.released and each.removed < before and number not in connected
+            if unused and +short & occupied[number]:
+                short.subtract(occupied[number])
+                chosen.append(number)
+        at_once = self._datapath.closable
+        for some in (chosen[at : at + at_once] for at in range(0, len(chosen), at_once)):
+            with self._datapath.closed(some):
+                for number in some:
+                    self._delete_empty(number, empty[number])
+
+    def _delete_empty(self, number: int, rows: Rows) -> None:
+        """Delete rows of a cgroup in which nothing has been counted meanwhile, and if this is all, itself."""
+        still = [(table, key, sums) for table, key, sums in rows if self._datapath.kept[table].is_empty(key)]
+        self._delete(still)
+        if len(still) == len(rows):
+            self._datapath.cgroups.forget(number)
 
     def _mark_end(self, number: int) -> bool:
         """Write down that a label set ends, before its sums do; return whether there was memory for it."""

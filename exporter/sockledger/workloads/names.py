@@ -41,7 +41,7 @@ class CgroupNotes(Protocol):
     room: int
 
     def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
-        """Note a cgroup that is not there; return whether there is room for it."""
+        """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
 
 
 class Names:
