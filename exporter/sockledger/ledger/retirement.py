@@ -224,14 +224,14 @@ class Retirement:
         for number in hidden:
             if noted[number].released:  # they go anyway
                 short.subtract(occupied[number])
-        if not +short:
+        before = self._clock() - self._gone
+        unused = [each for each in hidden if not noted[each].released and noted[each].removed < before]
+        if not +short or not unused:
             return
-        before, connected = self._clock() - self._gone, self._datapath.connected()
+        connected = self._datapath.connected()
         chosen = []
-        for number in sorted(hidden, key=lambda number: noted[number].removed):
-            each = noted[number]
-            unused = not each.released and each.removed < before and number not in connected
-            if unused and +short & occupied[number]:
+        for number in sorted(unused, key=lambda number: noted[number].removed):
+            if number not in connected and +short & occupied[number]:
                 short.subtract(occupied[number])
                 chosen.append(number)
         at_once = self._datapath.closable
