@@ -836,6 +836,16 @@ class Daemons:
             self._births.note_seen("one", newest)
             self._ledger.scrapers.note_page("one", self._ledger.books.began)
 
+    def killed(self, monkeypatch: pytest.MonkeyPatch, call: int, pages: int) -> bool:
+        """The same, killed at one of its calls; returns whether it makes so many. Another begins then."""
+        try:
+            with killed_at(monkeypatch, call):
+                self.scrape(pages)
+        except Killed:
+            self.begin()
+            return True
+        return False
+
     def _take(self, page: str) -> None:
         for cgroup, value in re.findall(
             r'^sockledger_transmit_bytes_total{cgroup="([^"]*)".* (\S+)$', page, re.MULTILINE
@@ -908,12 +918,7 @@ def test_a_name_that_is_back_and_found_no_label_set(
                     truth[f"/{name}"] += send(netns, cgroup)
                     daemons.scrape(2)
                 released(path, 1)
-                with killed_at(monkeypatch, call if killing else -1):
-                    try:
-                        daemons.scrape(flushes)
-                        killed = False
-                    except Killed:
-                        daemons.begin()
+                killed = daemons.killed(monkeypatch, call if killing else -1, flushes)
                 with new_cgroup(parent.path, name) as cgroup:
                     truth[f"/{name}"] += send(netns, cgroup, 11)
                     daemons.scrape(2)
@@ -938,12 +943,7 @@ def test_killed_before_a_name_is_back(
             if not killed:
                 break
             truth += end_of(daemons, parent, path, netns, call)
-            with killed_at(monkeypatch, call):
-                try:
-                    daemons.scrape(3)
-                    killed = False
-                except Killed:
-                    daemons.begin()
+            killed = daemons.killed(monkeypatch, call, 3)
             truth += come_back(daemons, parent, path, netns, call)
             assert daemons.increases == truth
         assert_balanced(path, below)
