@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.patience import eventually
+
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import COLLECTORS, Registry
 from sockledger.exposition import text
@@ -21,6 +23,7 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.libbpf import open_pin
 from sockledger.kernel.meters import Meters
+from sockledger.kernel.noted import NotedCgroup
 from sockledger.kernel.pins import Pins
 from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
@@ -50,6 +53,8 @@ class Life:
     bpffs: str
     cgroups: int = 1000
     sockets: int = 4096
+    label_sets: int = 0
+    gone: float = 600.0
     image: str | None = None
     meters: Sequence[str] = ()
     deadly: str = ""  # the deed in which it is killed
@@ -75,6 +80,7 @@ class Daemon:
             cgroups=life.cgroups,
             sockets=life.sockets,
             connections=1000,
+            label_sets=life.label_sets,
             parts=Parts(tcp_histograms=True),
             pins=self._pins,
             lease=86400,
@@ -83,18 +89,37 @@ class Daemon:
         self._path.attach()
         self._births = Births(ShownMap(self._path.maps["shown"]))
         meters = Meters(life.meters, self._root, self._path)
-        self._ledger = Ledger(self._path, self._root, meters, births=self._births)
-        self._registry = Registry(COLLECTORS.keys(), self._ledger, self._births)
+        self._ledger = Ledger(self._path, self._root, meters, gone=life.gone, births=self._births)
+        enabled = COLLECTORS.keys() - {"programs"}  # it only asks, in 16 calls for each page
+        self._registry = Registry(enabled, self._ledger, self._births)
         self._exporter = Exporter(self._ledger, lambda: True)
 
     def scrape(self) -> None:
         self._ledger.flush()
+        self._births.let_go(self._ledger.books.workloads)
         for scraper in SCRAPERS:
             families = [*self._registry.collect(), *self._exporter.collect()]
             page = text.render(families, seen=self._births.seen_by(scraper), openmetrics=False)
             newest = self._births.newest
             say({"scraper": scraper, "page": page.decode()})
             self._births.note_seen(scraper, newest)
+            self._ledger.scrapers.note_page(scraper, self._ledger.books.began)
+
+    def _removed(self) -> list[NotedCgroup]:
+        return [each for each in self._path.cgroups.all().values() if each.removed]
+
+    def wait(self) -> None:
+        """The kernel has released what is gone."""
+        eventually(lambda: all(each.released for each in self._removed()), "released")
+
+    def fold(self) -> None:
+        """Until nothing is left of what is gone."""
+
+        def folded() -> bool:
+            self.scrape()
+            return not self._removed()
+
+        eventually(folded, "folded")
 
     def lose_pins(self) -> None:
         self._pins.remove()
