@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from socket import socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -221,7 +222,7 @@ class Daemon:
 
     async def _serve(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
-        births = Births(ShownMap(datapath.maps["shown"]))
+        births = Births(ShownMap(datapath.maps["shown"]), datapath.generations)
         meters = Meters(self._config.attach.meters, root, datapath)
         ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, births=births)
         registry = Registry(self._options.collectors, ledger, births)
@@ -233,17 +234,12 @@ class Daemon:
             ledger.refresh()
             births.let_go(ledger.books.workloads)
             families = [*registry.collect(), *exporter.collect()]
-            seen = births.seen_by(request.scraper)
+            seen = births.scrapers.seen_by(request.scraper)
             page = text.render(families, seen=seen, openmetrics=request.openmetrics)
             if self._options.exporter_metrics:
                 page = text.add_registry(page, process, openmetrics=request.openmetrics)
             newest, began = births.newest, ledger.books.began
-
-            def sent() -> None:
-                births.note_seen(request.scraper, newest)
-                ledger.scrapers.note_page(request.scraper, began)
-
-            return server.Scrape(page, sent)
+            return server.Scrape(page, partial(births.note_page, request.scraper, newest, began))
 
         web = server.Server(
             self._sockets,

@@ -87,7 +87,7 @@ class Daemon:
             image=Path(life.image).read_bytes() if life.image else None,
         )
         self._path.attach()
-        self._births = Births(ShownMap(self._path.maps["shown"]))
+        self._births = Births(ShownMap(self._path.maps["shown"]), self._path.generations)
         meters = Meters(life.meters, self._root, self._path)
         self._ledger = Ledger(self._path, self._root, meters, gone=life.gone, births=self._births)
         enabled = COLLECTORS.keys() - {"programs"}  # it only asks, in 16 calls for each page
@@ -99,11 +99,10 @@ class Daemon:
         self._births.let_go(self._ledger.books.workloads)
         for scraper in SCRAPERS:
             families = [*self._registry.collect(), *self._exporter.collect()]
-            page = text.render(families, seen=self._births.seen_by(scraper), openmetrics=False)
+            page = text.render(families, seen=self._births.scrapers.seen_by(scraper), openmetrics=False)
             newest = self._births.newest
             say({"scraper": scraper, "page": page.decode()})
-            self._births.note_seen(scraper, newest)
-            self._ledger.scrapers.note_page(scraper, self._ledger.books.began)
+            self._births.note_page(scraper, newest, self._ledger.books.began)
 
     def _removed(self) -> list[NotedCgroup]:
         return [each for each in self._path.cgroups.all().values() if each.removed]

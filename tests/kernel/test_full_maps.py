@@ -65,7 +65,7 @@ def test_entries_are_those_in_use(below: CgroupRoot, ends: Ends, parts: Parts, a
         ledger.flush()
         for number in range(5):
             births.series("m", [("a", str(number))])
-        births.note_seen("one", births.newest)
+        births.note_page("one", births.newest, 0)
         families = {family.metric: family.samples for family in programs.collect()}
         found, most = (
             {dict(series.labels)["map"]: value for series, value in families[metric]}

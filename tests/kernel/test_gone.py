@@ -483,7 +483,8 @@ def test_sockets_that_outlive_their_cgroup(
 
 def test_shown_until_its_time_has_come(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
     with attached(below) as path:
-        ledger = ledger_of(path, below, clock)
+        births = Births({}, clock=clock)
+        ledger = Ledger(path, below, Meters((), below, path), gone=GONE, births=births, clock=clock)
         with new_cgroup(parent.path, "a") as a:
             truth = {"/a": send(netns, a)}
         released(path, 1)
@@ -495,7 +496,7 @@ def test_shown_until_its_time_has_come(parent: Cgroup, below: CgroupRoot, netns:
         # a scraper that has not seen it yet, in a page at least where it was not new
         for pages in range(3):
             clock.ahead += 61 * SECOND
-            ledger.scrapers.note_page("one", 0 if pages == 0 else ledger.books.began)
+            births.note_page("one", 0, 0 if pages == 0 else ledger.books.began)
             ledger.flush()
             assert sent(ledger) == truth
             assert bool(path.label_sets.all()) == (pages == 2)
@@ -749,7 +750,7 @@ def test_the_oldest_in_the_way_ends(parent: Cgroup, below: CgroupRoot, netns: Ne
 
 def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
     with attached(below, cgroups=1024, label_sets=2000) as path:
-        births = Births(ShownMap(path.maps["shown"]))
+        births = Births(ShownMap(path.maps["shown"]), clock=clock)
         meters = Meters((), below, path)
         ledger = Ledger(path, below, meters, gone=GONE, births=births, clock=clock)
         registry = Registry(COLLECTORS, ledger, births)
@@ -757,7 +758,7 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
         def collect() -> None:
             births.let_go(ledger.books.workloads)
             registry.collect()
-            births.note_seen("one", births.newest)
+            births.note_page("one", births.newest, ledger.books.began)
 
         def series() -> int:
             """How many there are of our cgroups."""
@@ -818,7 +819,7 @@ class Daemons:
     def begin(self) -> None:
         """All that is gone is due at once from then on."""
         path = self._path
-        self._births = Births(ShownMap(path.maps["shown"]))
+        self._births = Births(ShownMap(path.maps["shown"]), clock=self._clock)
         meters = Meters((), self._below, path)
         self._ledger = Ledger(path, self._below, meters, gone=GONE, births=self._births, clock=self._clock)
         self._registry = Registry(COLLECTORS, self._ledger, self._births)
@@ -830,11 +831,10 @@ class Daemons:
             self._ledger.flush()
             self._births.let_go(self._ledger.books.workloads)
             families = self._registry.collect()
-            page = text.render(families, seen=self._births.seen_by("one"), openmetrics=False)
+            page = text.render(families, seen=self._births.scrapers.seen_by("one"), openmetrics=False)
             newest = self._births.newest
             self._take(page.decode())
-            self._births.note_seen("one", newest)
-            self._ledger.scrapers.note_page("one", self._ledger.books.began)
+            self._births.note_page("one", newest, self._ledger.books.began)
 
     def killed(self, monkeypatch: pytest.MonkeyPatch, call: int, pages: int) -> bool:
         """The same, killed at one of its calls; returns whether it makes so many. Another begins then."""

@@ -717,43 +717,64 @@ SWITCHED = {
     "tcp": (Parts(tcp=False), r"sockledger_tcp_"),
     "histograms": (Parts(), r"sockledger_tcp_(rtt|connect_duration|connection_lifetime)_seconds_"),
     "udp": (Parts(tcp_histograms=True, udp=False), r"sockledger_udp_"),
+    "unpinned by hand": (None, r"sockledger_node_"),
 }
 
 
+@pytest.mark.parametrize("daemons", [1, 2], ids=["one", "another shows it"])
 @pytest.mark.parametrize(("without", "fed"), SWITCHED.values(), ids=SWITCHED)
 def test_switched_off_and_on_again(
-    below: CgroupRoot, pins: Pins, client: Cgroup, without: Parts, fed: str
+    below: CgroupRoot, pins: Pins, client: Cgroup, without: Parts | None, fed: str, daemons: int
 ) -> None:
-    """What has begun at 0 is born at 0; nothing else is shown at 0 again."""
+    """What has begun at 0 is born at 0, whichever daemon is first to have any; nothing else is."""
+    written = 0
 
     def pages(parts: Parts = ALL_PARTS) -> list[dict[str, float]]:
-        """Two pages of a daemon after all sums of a cgroup have gone up."""
+        """Two pages of a daemon after all sums of a cgroup, and of the node, have gone up."""
+        nonlocal written
         with closing(start(below, pins, parts=parts)) as path:
-            for name in path.kept:
+            for name in (*path.kept, *(["node_totals"] if parts.tcp else [])):
                 table = path.maps[name]
-                key = table.key.pack(**{table.key.fields[0].name: client.id})
+                fields = table.key.fields if name in path.kept else []
+                key = table.key.pack(**{fields[0].name: client.id}) if fields else bytes(4)
                 value = table.lookup(key) or bytes(table.value_size)
                 more = [word + 1000 for word in table.value.struct.unpack(value)]
                 table.update(key, table.value.struct.pack(*more))
-            births = Births(ShownMap(path.maps["shown"]))
-            ledger = Ledger(path, below, Meters((), below, path))
+            births = Births(ShownMap(path.maps["shown"]), path.generations)
+            ledger = Ledger(path, below, Meters((), below, path), births=births)
             switched = {"tcp": parts.tcp, "listeners": parts.tcp, "udp": parts.udp}
             enabled = {"traffic", *(name for name, on in switched.items() if on)}
             registry = Registry(enabled, ledger, births)
             ledger.flush()
             found = []
             for _ in range(2):
-                page = text.render(registry.collect(), seen=births.seen_by("one"), openmetrics=False)
-                births.note_seen("one", births.newest)
+                page = text.render(registry.collect(), seen=births.scrapers.seen_by("one"), openmetrics=False)
+                births.note_page("one", births.newest, ledger.books.began)
                 found.append(
-                    {name: each for name, each in counters(page.decode()).items() if '"/client"' in name}
+                    {
+                        name: each
+                        for name, each in counters(page.decode()).items()
+                        if re.search('"/client"|_node_', name)
+                    }
                 )
+            written = births.written
             return found
 
     first, before = pages()
     assert not any(first.values())
-    pages(without)
-    first, after = pages()
+    numbers = set()
+    for _ in range(2):
+        if without:
+            pages(without)
+        else:
+            [path_of_map] = pins.folder.glob("maps/node_totals-*")
+            path_of_map.unlink()
+        for _ in range(daemons - 1):
+            start(below, pins).close()
+        first, after = pages()
+        pages()
+        numbers.add(written)
+    assert len(numbers) == 1, "what was shown of others is forgotten"
     begun = {name for name in after if re.match(fed, name)}
     assert begun
     assert {name for name, value in first.items() if not value} == begun

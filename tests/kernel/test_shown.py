@@ -46,12 +46,12 @@ def test_full_map(path: DataPath, caplog: pytest.LogCaptureFixture) -> None:
     shown.update(dict.fromkeys(range(table.max_entries - 1), 7))
     births = Births(shown)
     births.series("m", [("a", "1")])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     assert not caplog.records
     second = births.series("m", [("a", "2")])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     assert len(caplog.records) == 1
-    seen = births.seen_by("one")
+    seen = births.scrapers.seen_by("one")
     assert seen is not None
     assert second.number <= seen, "it has its value all the same"
     assert Births(shown).series("m", [("a", "1")]).number == 0
@@ -64,13 +64,13 @@ def test_births_of_daemons_one_after_another(path: DataPath) -> None:
     births = Births(shown)
     for workload in workloads:
         births.series("m", list(workload._asdict().items()), workload)
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
 
     births = Births(shown)
     for workload in workloads:
         assert births.series("m", list(workload._asdict().items()), workload).number == 0
     assert births.series("m", []).number == 1
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     births.forget(workloads[:10])
 
     births = Births(shown)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockledger.exposition.family import Series, histogram_values
-from sockledger.ledger.births import FRESH_SECONDS, MAX_SCRAPERS, Births
+from sockledger.ledger.births import Births
+from sockledger.ledger.scrapers import RECENT
 from sockledger.workloads.names import Workload
 
 SERIES_AND_SCRAPES = st.lists(st.one_of(st.just(None), st.sampled_from(["one", "two", "three"])))
@@ -15,9 +16,9 @@ A, B = Workload(cgroup="/a"), Workload(cgroup="/b")
 
 class Clock:
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 10 * RECENT
 
-    def __call__(self) -> float:
+    def __call__(self) -> int:
         return self.now
 
 
@@ -36,8 +37,8 @@ class Bounded(dict[int, int]):
 
 def young(births: Births, scraper: str | None, *series: Series) -> list[bool]:
     """Which of *series* a page that *scraper* gets shows as 0."""
-    seen = births.seen_by(scraper)
-    births.note_seen(scraper, births.newest)
+    seen = births.scrapers.seen_by(scraper)
+    births.note_page(scraper, births.newest, 0)
     return [seen is not None and each.number > seen for each in series]
 
 
@@ -62,7 +63,7 @@ def test_scrapers_are_independent() -> None:
 def test_a_page_that_never_arrived_was_not_seen() -> None:
     births = Births({})
     series = births.series("m", [])
-    assert births.seen_by("one") == 0
+    assert births.scrapers.seen_by("one") == 0
     assert young(births, "one", series) == [True]
 
 
@@ -70,8 +71,8 @@ def test_pages_that_arrive_in_another_order() -> None:
     births = Births({})
     births.series("m", [("a", "1")])
     second = births.series("m", [("a", "2")])
-    births.note_seen("one", 2)
-    births.note_seen("one", 1)
+    births.note_page("one", 2, 0)
+    births.note_page("one", 1, 0)
     assert young(births, "one", second) == [False]
 
 
@@ -121,9 +122,9 @@ def test_parts_of_a_histogram_are_born_together_and_its_values_have_their_order(
 def test_a_late_scraper_is_spared_what_others_have_seen() -> None:
     """After a while a new one, or one with a new address, must not make everything fall to 0."""
     clock = Clock()
-    births = Births({}, clock)
+    births = Births({}, clock=clock)
     old = births.series("m", [("a", "1")])
-    clock.now += FRESH_SECONDS - 1
+    clock.now += RECENT - 1
     assert young(births, "one", old) == [True]
     clock.now += 1
     new = births.series("m", [("a", "2")])
@@ -134,29 +135,17 @@ def test_a_late_scraper_is_spared_what_others_have_seen() -> None:
 
 def test_of_a_pair_neither_is_worse_off() -> None:
     clock = Clock()
-    births = Births({}, clock)
+    births = Births({}, clock=clock)
     series = births.series("m", [])
     assert young(births, "one", series) == [True]
-    clock.now += FRESH_SECONDS - 1
+    clock.now += RECENT - 1
     assert young(births, "two", series) == [True]
-
-
-def test_scrapers_are_bounded_and_the_one_unseen_longest_goes() -> None:
-    clock = Clock()
-    births = Births({}, clock)
-    series = births.series("m", [])
-    for number in range(MAX_SCRAPERS):
-        young(births, f"scraper {number}")
-    young(births, "scraper 0")
-    young(births, "one more")
-    assert young(births, "scraper 0", series) == [False]
-    assert young(births, "scraper 1", series) == [True], "forgotten, and everything is fresh still"
 
 
 @given(SERIES_AND_SCRAPES)
 def test_every_scraper_sees_every_series_at_zero_exactly_once(events: list[str | None]) -> None:
     """None stands for a new series, a name for a scrape."""
-    births = Births({}, Clock())
+    births = Births({}, clock=Clock())
     series: list[Series] = []
     zeros: dict[tuple[str, Series], int] = {}
     for event in [*events, "one", "two", "three"]:
@@ -200,7 +189,7 @@ def test_group_and_labels_are_what_a_series_is_known_by(other: Callable[[Births]
     shown: dict[int, int] = {}
     births = Births(shown)
     births.series("m", [("a", "1"), ("b", "2")], A)
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     births = Births(shown)
     assert births.series("m", [("b", "2"), ("a", "1")], B).number == 0, "neither order nor workload"
     assert other(births).number == 1
@@ -211,7 +200,7 @@ def test_keys_are_the_same_in_every_version() -> None:
     births = Births(shown)
     births.series("sockledger_receive_bytes", [("cgroup", "/a"), ("protocol", "tcp")], A)
     births.series("sockledger_unattributed_bytes", [("direction", "receive")])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     assert shown == {12491204507902394705: 12518318215959013367, 17865052655880960880: 0}
 
 
@@ -221,13 +210,13 @@ def test_nothing_is_written_down_before_a_scraper_has_it() -> None:
     births.series("m", [("a", "1")])
     newest = births.newest
     births.series("m", [("a", "2")])
-    births.note_seen(None, newest)
+    births.note_page(None, newest, 0)
     assert not shown
-    births.note_seen("one", newest)
+    births.note_page("one", newest, 0)
     assert Births(shown).series("m", [("a", "1")]).number == 0
     assert Births(shown).series("m", [("a", "2")]).number == 1
     shown.clear()
-    births.note_seen("one", newest)
+    births.note_page("one", newest, 0)
     assert not shown, "once"
 
 
@@ -239,8 +228,8 @@ def test_values_only_after_it_is_written_down() -> None:
     births = Births(Failing())
     series = births.series("m", [])
     with pytest.raises(ZeroDivisionError):
-        births.note_seen("one", births.newest)
-    seen = births.seen_by("one")
+        births.note_page("one", births.newest, 0)
+    seen = births.scrapers.seen_by("one")
     assert seen is not None
     assert series.number > seen
 
@@ -266,31 +255,38 @@ def test_a_full_store_hinders_nobody(caplog: pytest.LogCaptureFixture) -> None:
     assert births.written == len(shown) == 3, "tried again"
     shown.room = 0
     births.series("m", [("a", "more")])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     assert len(caplog.records) == 2
 
 
 def test_sums_that_began_anew() -> None:
-    """Each series is born again, once; another group's are not."""
+    """Each series is born again, once, whichever daemon is first to have it; another map's are not."""
     shown: dict[int, int] = {}
-    births = Births(shown)
-    for group in ("m", "n"):
-        for name in ("1", "2"):
-            births.series(group, [("a", name)], A)
-    births.note_seen("one", births.newest)
 
-    births = Births(shown)
-    births.begin_anew(["m"])
-    assert births.series("n", [("a", "1")], A).number == 0
-    first = births.series("m", [("a", "1")], A)
-    assert young(births, "one", first) == [True]
-    assert young(births, "one", first) == [False]
-    assert births.series("m", [("a", "1")], A).number == 0, "as when it was let go"
-    second = births.series("m", [("a", "2")], A)
-    births.forget([])
-    assert young(births, "one", births.series("m", [("a", "2")], A), second) == [True, True]
-    assert births.series("m", [("a", "2")], A).number == 0
-    assert Births(shown).series("m", [("a", "2")], A).number == 0
+    def page(births: Births, *names: str) -> list[bool]:
+        each = [
+            births.series(group, [("a", name)], owner, table)
+            for name in names
+            for group, owner, table in (("m", A, "a table"), ("n", A, ""), ("o", None, "a table"))
+        ]
+        return young(births, "one", *each)
+
+    assert page(Births(shown), "1", "2") == [True] * 6, "of a version that knows no generations"
+    for generations in ({"a table": "first"}, {"a table": "second", "another": "third"}):
+        assert page(Births(shown, generations), "1") == [True, False, True]
+        births = Births(shown, generations)
+        assert page(births, "2") == [True, False, True]
+        assert page(births, "1", "2") == [False] * 6
+        assert page(Births(shown, generations), "1", "2") == [False] * 6
+        births = Births(shown, generations)
+        births.forget([A])
+        assert page(births, "1", "2") == [False] * 6
+        assert len(shown) == births.written == 10, "without those of the last generation"
+        births.end("m", [("a", "1")], "a table")
+        assert page(births, "1") == [True, False, False]
+        assert Births(shown, generations).written == 10
+    births.end_all([A])
+    assert page(births, "1", "2") == [True, True, False] * 2
 
 
 def test_one_that_ended_is_born_again() -> None:
@@ -301,7 +297,7 @@ def test_one_that_ended_is_born_again() -> None:
             births.end("m", [("a", "1")])
             assert not shown
     births.series("m", [("a", "2")])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     births = Births(shown)
     assert births.series("m", [("a", "2")]).number == 0
     births.end("m", [("a", "2")])
@@ -309,7 +305,7 @@ def test_one_that_ended_is_born_again() -> None:
     births.end("m", [("a", "2")])
     births.series("m", [("a", "1")])
     births.end("m", [("a", "1")])  # no page had it
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     assert not shown
 
 
@@ -317,17 +313,17 @@ def test_forgotten_workloads_are_born_again() -> None:
     shown: dict[int, int] = {}
     births = Births(shown)
     births.series("before", [("cgroup", "/a")], A)
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
 
     births = Births(shown)
     for workload in (A, B):
         births.series("m", [("cgroup", workload.cgroup)], workload)
     births.series("m", [])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     for workload in (A, B):
         births.series("unwritten", [("cgroup", workload.cgroup)], workload)
     births.forget([B])
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     for later in (births, Births(shown)):
         assert later.series("before", [("cgroup", "/a")], A).number > 0
     later = Births(shown)
@@ -344,13 +340,13 @@ def test_sums_that_ended_are_born_again() -> None:
     cache: dict[Workload, list[Series]] = births.by_workload()
     for workload in (A, B):
         cache[workload] = [births.series("m", [("cgroup", workload.cgroup)], workload)]
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     for workload in (A, B):
         births.series("unwritten", [("cgroup", workload.cgroup)], workload)
     births.end_all([A])
     assert cache.keys() == {B}
     assert births.written == len(shown) == 1
-    births.note_seen("one", births.newest)
+    births.note_page("one", births.newest, 0)
     assert births.written == len(shown) == 2
     for later in (births, Births(shown)):
         assert later.written == 2
@@ -394,7 +390,7 @@ class Machine:
 
     def restart(self) -> None:
         """A daemon ends, in any way, and another one starts."""
-        self.births = Births(self.shown, Clock())
+        self.births = Births(self.shown, clock=Clock())
         self.series: list[Series] = []
         self.pages.clear()
 
@@ -405,7 +401,7 @@ class Machine:
             self.births.series("m", [("number", str(number))])
             for number in range(len(self.series), self.counters)
         ]
-        seen = self.births.seen_by(scraper)
+        seen = self.births.scrapers.seen_by(scraper)
         assert seen is not None
         for number, series in enumerate(self.series):
             value = 0 if series.number > seen else self.time
@@ -415,7 +411,7 @@ class Machine:
     def note(self) -> None:
         """The daemon learns that the oldest page has gone out."""
         if self.pages:
-            self.births.note_seen(*self.pages.pop(0))
+            self.births.note_page(*self.pages.pop(0), 0)
 
     def happens(self, event: str) -> None:
         """Do what *event* says."""

@@ -42,8 +42,6 @@ class ListenersCollector:
         self._births = births
         self._series: dict[Workload, dict[int, Series]] = births.by_workload()
         sums = ledger.datapath.sums
-        if "listen_totals" in ledger.datapath.anew:
-            births.begin_anew([DROPS.name])
         self._length, self._limit = sums["listen_queues"].at("length", "limit")
         (self._drops,) = sums["listen_totals"].at("drops")
 
@@ -58,7 +56,7 @@ class ListenersCollector:
         ports = queues.keys() | drops.keys()
         for workload, by_port in self._series.items():
             for port in [port for port in by_port if (workload, port) not in ports]:
-                self._births.end(DROPS.name, by_port.pop(port).labels)
+                self._births.end(DROPS.name, by_port.pop(port).labels, "listen_totals")
         series = {port: self._of(*port) for port in ports}
         for metric, at in ((QUEUE_LENGTH, self._length), (QUEUE_LIMIT, self._limit)):
             yield Family(metric, [(series[port], record[at]) for port, record in queues.items()])
@@ -68,5 +66,5 @@ class ListenersCollector:
         by_port = self._series.setdefault(workload, {})
         if port not in by_port:
             labels = [*workload._asdict().items(), ("port", str(port))]
-            by_port[port] = self._births.series(DROPS.name, labels, workload)
+            by_port[port] = self._births.series(DROPS.name, labels, workload, "listen_totals")
         return by_port[port]

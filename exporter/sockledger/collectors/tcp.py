@@ -176,10 +176,6 @@ class TcpCollector:
         self._births = births
         totals = ledger.datapath.sums["tcp_totals"]
         self._rows = list(_rows(totals, ledger.datapath.labels))
-        if "tcp_totals" in ledger.datapath.anew:
-            births.begin_anew([*(row.values[0][0].name for row in self._rows), *(m.name for m in MEASURES)])
-        if "tcp_histograms" in ledger.datapath.anew:
-            births.begin_anew(_histogram_group(metric) for metric in MEASURES)
         self._series: dict[Workload, list[Series | None]] = births.by_workload()
         self._distributions = [
             totals.at(f"measured[{measure}].count", f"measured[{measure}].sum")
@@ -188,9 +184,10 @@ class TcpCollector:
         self._parts: dict[Workload, dict[int, tuple[Series, ...]]] = births.by_workload()
         node = [("peer", "")]  # its class; empty until there are any
         self._node = [
-            births.histogram(metric.name, node, BOUNDS) for metric in (NODE_RTT, NODE_CONNECT_DURATION)
+            births.histogram(metric.name, node, BOUNDS, table="node_totals")
+            for metric in (NODE_RTT, NODE_CONNECT_DURATION)
         ]
-        self._node_retransmitted = births.series(NODE_RETRANSMITTED.name, node)
+        self._node_retransmitted = births.series(NODE_RETRANSMITTED.name, node, table="node_totals")
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
@@ -223,7 +220,8 @@ class TcpCollector:
     def _new_series(self, workload: Workload, row: _Row) -> Series:
         first, _ = row.values[0]
         labels = [*workload._asdict().items(), *row.label]
-        return self._births.series(None if first.type is MetricType.GAUGE else first.name, labels, workload)
+        group = None if first.type is MetricType.GAUGE else first.name
+        return self._births.series(group, labels, workload, "tcp_totals")
 
     def _measures(self, totals: Mapping[Workload, Record]) -> Iterable[Family]:
         histograms = self._ledger.datapath.sums.get("tcp_histograms")
@@ -248,16 +246,12 @@ class TcpCollector:
         if parts is None:
             metric, labels = MEASURES[number], list(workload._asdict().items())
             if bounds:
-                parts = self._births.histogram(_histogram_group(metric), labels, bounds, workload)
+                group = f"{metric.name}_histogram"  # its sums begin apart from the summary's
+                parts = self._births.histogram(group, labels, bounds, workload, "tcp_histograms")
             else:
-                parts = self._births.summary(metric.name, labels, workload)
+                parts = self._births.summary(metric.name, labels, workload, "tcp_totals")
             of_workload[number] = parts
         return parts
-
-
-def _histogram_group(metric: Metric) -> str:
-    """Return the births' group of a measure's histogram: its sums begin apart from the summary's."""
-    return f"{metric.name}_histogram"
 
 
 def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:

@@ -45,7 +45,8 @@ class TrafficCollector:
         self._births = births
         self._series: dict[Workload, dict[Account, Series]] = births.by_workload()
         self._directions = [
-            births.series(UNATTRIBUTED.name, [("direction", name)]) for name in ("receive", "transmit")
+            births.series(UNATTRIBUTED.name, [("direction", name)], table="reconciliation")
+            for name in ("receive", "transmit")
         ]
 
     def collect(self) -> Iterable[Family]:

@@ -24,8 +24,6 @@ class UdpCollector:
         self._ledger = ledger
         self._births = births
         self._series: dict[Workload, Series] = births.by_workload()
-        if "udp_totals" in ledger.datapath.anew:
-            births.begin_anew([RECEIVE_DROPS.name])
         (self._drops,) = ledger.datapath.sums["udp_totals"].at("receive_drops")
 
     def collect(self) -> Iterable[Family]:
@@ -35,7 +33,7 @@ class UdpCollector:
             series = self._series.get(workload)
             if series is None:
                 series = self._series[workload] = self._births.series(
-                    RECEIVE_DROPS.name, list(workload._asdict().items()), workload
+                    RECEIVE_DROPS.name, list(workload._asdict().items()), workload, "udp_totals"
                 )
             family.samples.append((series, record[self._drops]))
         yield family

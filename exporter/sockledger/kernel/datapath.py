@@ -5,7 +5,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from sockledger.kernel.libbpf import (
     program_stats,
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
-from sockledger.kernel.maps import SLOT, policy
+from sockledger.kernel.maps import SLOT, begins_alone, policy
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened, pin_name
@@ -137,7 +137,6 @@ class DataPath:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
-        self.anew = {each.name for each in counted}  # maps that begin at 0
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
         flushes = (self.programs[name] for name in FLUSHES if self._counts(name))
         self._flush_pins = pins.of_programs(flushes, self._map_pins) if pins else {}
@@ -195,9 +194,10 @@ class DataPath:
         """Let the object be loaded with the maps that are pinned."""
         pins.begin(self._root.id, self._map_pins)
         wanted = self.maps["tcp_sockets"].max_entries
-        self.anew = pins.missing(self.anew)
-        if pins.resumed and self.anew:
-            logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(self.anew))})
+        anew = pins.missing({each.map.name for each in self._map_pins})
+        if pins.resumed and anew:
+            logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
+        pins.begin_anew(filter(begins_alone, anew))
         for each in self._map_pins:
             pins.take_over(each)
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
@@ -213,6 +213,11 @@ class DataPath:
                 pins.remove_link(each.map.name.removesuffix(SLOT))
         for each in self._map_pins:
             pins.keep_map(each)
+
+    @property
+    def generations(self) -> Mapping[str, str]:
+        """What tells apart when sums began at 0, by the maps that may do so alone."""
+        return self._pins.generations if self._pins else {}
 
     # ---- attaching
 

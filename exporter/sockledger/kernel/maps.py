@@ -55,5 +55,11 @@ def policy(name: str) -> Policy:
     return _SLOTS if name.endswith(SLOT) else _POLICIES.get(name, Policy())
 
 
+def begins_alone(name: str) -> bool:
+    """Whether a map has sums that may begin at 0 while others go on."""
+    each = policy(name)
+    return each.entries is Entries.MOVED and not each.core
+
+
 CORE = {name for name, each in _POLICIES.items() if each.core}
 FIXED = {name for name, each in _POLICIES.items() if each.entries is Entries.FIXED}

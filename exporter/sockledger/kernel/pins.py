@@ -3,13 +3,15 @@
 ``<bpffs>/sockledger/v1`` holds ``maps/NAME-SHAPE``, ``links/NAME``, ``programs/NAME-SHAPE`` and, once all
 maps are there, the symbolic link ``root``, which names the cgroup that they count in by its id. SHAPE tells
 apart maps of one name whose layout or size differs, so that one version or configuration can follow another;
-``layouts/NAME-SHAPE``, a symbolic link, too, has the map's layout in words. ``hooks/NAME`` is the program
-that a tracepoint's link runs.
+``layouts/NAME-SHAPE``, a symbolic link, too, has the map's layout in words. Another, ``generations/NAME``,
+tells apart when a map's sums began at 0, in whatever shape. ``hooks/NAME`` is the program that a tracepoint's
+link runs.
 """
 
 import hashlib
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +30,8 @@ logger = logging.getLogger(__name__)
 # Moves on when a daemon can no longer go on with what another has pinned.
 VERSION = "v1"
 _PLAIN = "-"
-KINDS = ("layouts", "maps", "links", "programs", "hooks")
+_SYMLINKS = ("layouts", "generations")
+KINDS = (*_SYMLINKS, "maps", "links", "programs", "hooks")
 
 
 def shape(each: Map) -> str:
@@ -69,6 +72,7 @@ class Pins:
         self.folder = self._home / VERSION
         self._root = self.folder / "root"
         self.resumed = False  # whether there was something to go on with
+        self.generations: dict[str, str] = {}  # by a map's name; of those of an older version there are none
 
     def there(self) -> bool:
         """Whether anything is pinned, by whatever version."""
@@ -90,6 +94,13 @@ class Pins:
             logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
             self.remove()
         self.make_folders()
+        self.generations = {path.name: os.readlink(path) for path in self.all("generations")}  # noqa: PTH115
+
+    def begin_anew(self, names: Iterable[str]) -> None:
+        """Give maps that begin at 0 another generation; it is written down before they are pinned."""
+        for name in names:
+            self._generation(name).unlink(missing_ok=True)
+            self.generations[name] = secrets.token_hex(4)
 
     def _not_understood(self, what: str) -> str:
         return (
@@ -148,7 +159,7 @@ class Pins:
 
     def all(self, kind: str) -> set[Path]:
         """Return the pins of a kind, without what is none."""
-        is_one = stat.S_ISLNK if kind == "layouts" else stat.S_ISREG
+        is_one = stat.S_ISLNK if kind in _SYMLINKS else stat.S_ISREG
         return {path for path in _entries(self.folder / kind) if is_one(path.lstat().st_mode)}
 
     def of_map(self, each: Map) -> MapPin:
@@ -156,9 +167,12 @@ class Pins:
         return MapPin(each, self.folder / "maps" / f"{each.name}-{shape(each)}", _layouts(each))
 
     def keep_map(self, each: MapPin) -> bool:
-        """Pin a map, unless it is, with its layouts beside it; return whether it was not."""
+        """Pin a map, unless it is, with what is beside it; return whether it was not."""
         with suppress(FileExistsError):
             self._layouts(each.path).symlink_to(each.layouts)
+        if generation := self.generations.get(each.map.name):
+            with suppress(FileExistsError):
+                self._generation(each.map.name).symlink_to(generation)
         return self.keep(each.map.fd, each.path)
 
     def layouts(self, path: Path) -> tuple[Layout | None, Layout | None]:
@@ -169,6 +183,9 @@ class Pins:
 
     def _layouts(self, path: Path) -> Path:
         return self.folder / "layouts" / path.name
+
+    def _generation(self, name: str) -> Path:
+        return self.folder / "generations" / name
 
     def remove_maps(self, paths: Iterable[Path]) -> None:
         """Remove maps' pins, and layouts of what is not pinned."""

@@ -13,8 +13,6 @@ takes what was shown as seen by all.
 
 import logging
 import math
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -22,14 +20,14 @@ from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from sockledger.exposition.family import Series, go_float
+from sockledger.kernel.noted import boottime
+from sockledger.ledger.scrapers import Scrapers
 from sockledger.workloads.names import Workload
 
 logger = logging.getLogger(__name__)
 
-MAX_SCRAPERS = 256
-
-# Scrapers that come first within this time see everything as new, so that of a pair none is worse off.
-FRESH_SECONDS = 300.0
+# Whose series one is: a workload, or cgroups by their ids.
+Owner = tuple[str, ...]
 
 Labels = Sequence[tuple[str, str]]
 
@@ -37,7 +35,7 @@ _T = TypeVar("_T")
 
 
 class Shown(Protocol):
-    """Where what was shown is written down: by a series' hash that of its workload, 0 if it is of none.
+    """Where what was shown is written down: by a series' hash that of its owner, 0 if it has none.
 
     A dict is one.
     """
@@ -53,83 +51,84 @@ class Shown(Protocol):
 
 
 class Births:
-    """The numbering, and what each scraper has seen of it. *clock* is monotonic, in seconds.
+    """The numbering, and what each scraper has seen of it. *clock* is CLOCK_BOOTTIME in nanoseconds.
 
     A series is known again, by the next daemon and by later versions, by its labels and its *group*: the
     name of the metric that it is of, or of the first of those that share it. A metric that joins them in a
     later version would not be born, and needs a group of its own. Group None is for counters that start at
-    0 with each daemon. *workload* is the one whose series it is, if any.
+    0 with each daemon. *owner* is whose series it is, if anybody's.
+
+    *table* is the map whose sums it shows, if that may begin at 0 while others go on: *generations* tell
+    apart which time it did, and what was shown of an earlier one is another series.
     """
 
-    def __init__(self, shown: Shown, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        shown: Shown,
+        generations: Mapping[str, str] | None = None,
+        clock: Callable[[], int] = boottime,
+    ) -> None:
+        self.scrapers = Scrapers(clock)
         self._shown = shown
-        self._clock = clock
-        self._start = clock()
+        self._masks = {table: _hash([each]) for table, each in (generations or {}).items()}
         self._count = 0
-        self._newest_seen = 0  # the highest number that any scraper has seen
-        self._scrapers: OrderedDict[str, int] = OrderedDict()
         self._written = {key for key, _ in shown.items()}
-        self._unwritten: dict[int, tuple[int, int]] = {}  # number and workload, by key
-        self._anew: set[str] = set()  # groups
-        self._of_others: set[int] = set()  # in these: what was shown of sums that are gone
+        self._unwritten: dict[int, tuple[int, int]] = {}  # number and owner, by key
         self._full = False
         self._caches: list[dict[Workload, Any]] = []
 
-    def series(self, group: str | None, labels: Labels, workload: Workload | None = None) -> Series:
+    def series(
+        self, group: str | None, labels: Labels, owner: Owner | None = None, table: str = ""
+    ) -> Series:
         """Return a series, numbered if it is new."""
-        return Series(labels, self._number(group, labels, workload))
+        return Series(labels, self._number(group, labels, owner, table))
 
-    def summary(self, group: str, labels: Labels, workload: Workload | None = None) -> tuple[Series, Series]:
+    def summary(
+        self, group: str, labels: Labels, owner: Owner | None = None, table: str = ""
+    ) -> tuple[Series, Series]:
         """Return a summary's series under one number: count, sum."""
-        number = self._number(group, labels, workload)
+        number = self._number(group, labels, owner, table)
         return Series(labels, number, "_count"), Series(labels, number, "_sum")
 
     def histogram(
-        self, group: str, labels: Labels, bounds: Sequence[float], workload: Workload | None = None
+        self,
+        group: str,
+        labels: Labels,
+        bounds: Sequence[float],
+        owner: Owner | None = None,
+        table: str = "",
     ) -> tuple[Series, ...]:
         """Return a histogram's series under one number: buckets, count, sum.
 
         The buckets are those up to each of *bounds*, which ascend, and one up to infinity.
         `histogram_values` has the values in this order.
         """
-        count_and_sum = self.summary(group, labels, workload)
+        count_and_sum = self.summary(group, labels, owner, table)
         number = count_and_sum[0].number
         buckets = [
             Series([*labels, ("le", go_float(bound))], number, "_bucket") for bound in (*bounds, math.inf)
         ]
         return (*buckets, *count_and_sum)
 
-    def _number(self, group: str | None, labels: Labels, workload: Workload | None) -> int:
+    def _number(self, group: str | None, labels: Labels, owner: Owner | None, table: str) -> int:
         if group is not None:
-            key = _key(group, labels)
-            if group in self._anew and key in self._of_others:
-                self._of_others.remove(key)
-                self._end(key)
+            mask = self._masks.get(table, 0)
+            key = _key(group, labels) ^ mask
             if key in self._written:
                 return 0
             if key in self._unwritten:
                 return self._unwritten[key][0]
-            self._unwritten[key] = self._count + 1, _hash_of(workload)
+            self._unwritten[key] = self._count + 1, _hash_of(owner) ^ mask
         self._count += 1
         return self._count
 
-    def end(self, group: str, labels: Labels) -> None:
+    def end(self, group: str, labels: Labels, table: str = "") -> None:
         """Note that a counter is gone: one with its labels is a new one, and starts at 0."""
-        self._end(_key(group, labels))
-
-    def _end(self, key: int) -> None:
+        key = _key(group, labels) ^ self._masks.get(table, 0)
         self._written.discard(key)
         self._unwritten.pop(key, None)
         with suppress(KeyError):
             del self._shown[key]
-
-    def begin_anew(self, groups: Iterable[str]) -> None:
-        """Note that this daemon's sums of *groups* began at 0: what was shown of them before was of others.
-
-        Before any of their series is made.
-        """
-        self._anew.update(groups)
-        self._of_others |= self._written
 
     def by_workload(self) -> dict[Workload, _T]:
         """Return a new dict for a collector's series, from which `let_go` deletes workloads."""
@@ -143,17 +142,23 @@ class Births:
             for workload in cache.keys() - shown:
                 del cache[workload]
 
-    def forget(self, known: Collection[Workload]) -> None:
-        """End the series of all workloads but those in *known*, whose sums must be gone by then.
+    def forget(self, known: Collection[Owner]) -> None:
+        """End the series of all owners but those in *known*, whose sums must be gone by then.
 
-        Reads all that is written down, so it is nothing for every flush.
+        So end those of sums of an earlier generation. Reads all that is written down, so it is nothing for
+        every flush.
         """
-        keep = {_hash_of(workload) for workload in (*known, None)}
-        self._drop(lambda workload: workload not in keep)
+        keep = self._hashes((*known, None))
+        self._drop(lambda owner: owner not in keep)
+
+    def _hashes(self, owners: Iterable[Owner | None]) -> set[int]:
+        """Return what may be written down for owners."""
+        masks = {0, *self._masks.values()}
+        return {owner ^ mask for owner in map(_hash_of, owners) for mask in masks}
 
     def _drop(self, is_over: Callable[[int], bool]) -> None:
-        """Delete what is noted of workloads, given by their hashes."""
-        for key in [key for key, workload in self._shown.items() if is_over(workload)]:
+        """Delete what is noted of owners, given by what is written down for them."""
+        for key in [key for key, owner in self._shown.items() if is_over(owner)]:
             del self._shown[key]
             self._written.discard(key)
         self._unwritten = {key: each for key, each in self._unwritten.items() if not is_over(each[1])}
@@ -163,8 +168,8 @@ class Births:
 
         Reads all that is written down.
         """
-        hashes = {_hash_of(workload) for workload in ended}
-        self._drop(lambda workload: workload in hashes)
+        hashes = self._hashes(ended)
+        self._drop(lambda owner: owner in hashes)
         for cache in self._caches:
             for workload in ended:
                 cache.pop(workload, None)
@@ -179,26 +184,17 @@ class Births:
         """The highest number there is."""
         return self._count
 
-    def seen_by(self, scraper: str | None) -> int | None:
-        """Return the highest number *scraper* has seen. None, who is no scraper, sees values: None."""
-        if scraper is None:
-            return None
-        fresh = self._clock() - self._start < FRESH_SECONDS
-        return self._scrapers.get(scraper, 0 if fresh else self._newest_seen)
+    def note_page(self, scraper: str | None, newest: int, began: int) -> None:
+        """Note that *scraper*, None is none, has got a page of the flush that *began* then.
 
-    def note_seen(self, scraper: str | None, newest: int) -> None:
-        """Note that *scraper* has got a page with all numbers up to *newest*."""
-        if scraper is None:
-            return
-        self._write_down(newest)  # first: from here on a page may have their values
-        self._scrapers[scraper] = max(newest, self._scrapers.get(scraper, 0))
-        self._scrapers.move_to_end(scraper)
-        self._newest_seen = max(newest, self._newest_seen)
-        if len(self._scrapers) > MAX_SCRAPERS:
-            self._scrapers.popitem(last=False)
+        It had all numbers up to *newest*.
+        """
+        if scraper is not None:
+            self._write_down(newest)  # first: from here on a page may have their values
+            self.scrapers.note_page(scraper, newest, began)
 
     def _write_down(self, newest: int) -> None:
-        due = {key: workload for key, (number, workload) in self._unwritten.items() if number <= newest}
+        due = {key: owner for key, (number, owner) in self._unwritten.items() if number <= newest}
         if not due:
             return
         try:
@@ -223,8 +219,8 @@ def _key(group: str, labels: Labels) -> int:
     return _hash((group, *chain.from_iterable(sorted(labels))))
 
 
-def _hash_of(workload: Workload | None) -> int:
-    return 0 if workload is None else _hash(workload) or 1
+def _hash_of(owner: Owner | None) -> int:
+    return 0 if owner is None else _hash(owner) or 1
 
 
 def _hash(texts: Iterable[str]) -> int:

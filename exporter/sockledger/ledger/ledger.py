@@ -14,7 +14,6 @@ from sockledger.kernel.sums import RETIRED, TotalsKey, Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 from sockledger.ledger.retirement import Retirement, Tables
-from sockledger.ledger.scrapers import Scrapers
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
 
 logger = logging.getLogger(__name__)
@@ -76,13 +75,12 @@ class Ledger:
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
-        *births* are told whose sums have ended.
+        *births* are told whose sums have ended, and know what scrapers have seen.
         """
         self.datapath = datapath
-        self.scrapers = Scrapers(clock)
-        end_births = births.end_all if births else lambda _: None
-        self._retirement = Retirement(datapath, gone, self.scrapers.have_seen, end_births, clock)
-        self._births = births
+        self._births = births or Births({}, clock=clock)
+        have_seen = self._births.scrapers.have_seen
+        self._retirement = Retirement(datapath, gone, have_seen, self._births.end_all, clock)
         self._ended = True  # of what the last daemon ended it may not have told
         self._clock = clock
         self.reconciliation = Reconciliation(*datapath.reconciliation())
@@ -157,7 +155,7 @@ class Ledger:
             began=began,
         )
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
-        if self._ended and self._births and asked <= named.keys() | noted.keys():  # all that count are known
+        if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
             self._births.forget(
                 {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
             )
