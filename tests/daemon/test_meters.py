@@ -1,6 +1,7 @@
 """Meters follow the globs as cgroups come and go, and agree with the workloads below them."""
 
 import os
+import signal
 import socket
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -76,6 +77,27 @@ def test_follow_cgroups(place: Surroundings, netns: Netns) -> None:
             page = daemon.settled()
             assert page.sum("attach_point_transmit_bytes_total", attach_point="/pods/late") == sent
     assert daemon.lines("level=WARN") == daemon.lines("level=ERROR") == 0
+
+
+def test_a_cgroup_that_is_made_again(place: Surroundings, netns: Netns) -> None:
+    """Under its path, between two pages or two daemons: the counter is another, and born at 0."""
+    place.pinned = True
+    flag = place.configure(f"attach: {{meters: [/a]}}\n{FAST}")
+    daemon = place.run(flag)
+    shown = []
+    for number, killed in ((10, False), (30, False), (50, True), (70, True)):
+        with new_cgroup(place.cgroup.path, "a") as a:
+            if killed:
+                daemon = place.run(flag)
+            eventually(lambda path=a.path: len(place.attached_by_cgroup().get(path, ())) == 2)  # type: ignore[misc]
+            sent = send_datagrams(netns, a, a, number=number)
+            pages = [daemon.settled("one"), *(daemon.page("one") for _ in range(2))]
+            counted = [page.sum("attach_point_transmit_bytes_total", attach_point="/a") for page in pages]
+            assert counted == [0, sent, sent]
+            shown.append(pages[-1].sum("map_entries", map="shown"))
+            if number > 10:
+                daemon.stop(signal.SIGKILL)
+    assert len(set(shown)) == 1, "those that are over are forgotten"
 
 
 def test_root_is_never_matched(place: Surroundings) -> None:

@@ -11,7 +11,7 @@ from tests.patience import eventually
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
-from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.ledger import ROOT, AttachPoint, Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 
 
@@ -28,13 +28,13 @@ def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns, caplog: pytest.LogC
             with below.joined(), netns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 sender.sendto(b"x", ("127.0.0.1", 9))
             ledger.flush()
-            assert {name: count.transmit_bytes for name, count in ledger.books.attach_points.items()} == {
-                "/": 29,
-                "/below": 29,
+            assert {point: count.transmit_bytes for point, count in ledger.books.attach_points.items()} == {
+                ROOT: 29,
+                AttachPoint("/below", (str(below.id),)): 29,
             }
-        eventually(lambda: meters.read() == {}, "gone since the last look")
+        eventually(lambda: not list(meters.read()), "gone since the last look")
         ledger.flush()
-        assert ledger.books.attach_points.keys() == {"/"}
+        assert ledger.books.attach_points.keys() == {ROOT}
     eventually(lambda: path.control(root.id) is None, "the kernel lets go of it in its own time")
     for _ in range(2):
         ledger.flush()

@@ -794,7 +794,7 @@ def test_meters_go_on(root: CgroupRoot, pins: Pins, generator: Generator) -> Non
             ledger = Ledger(path, root, Meters(globs, root, path))
             ledger.flush()
             assert ledger.reconciliation == Reconciliation()
-            return ledger.books.attach_points
+            return {point.path: count for point, count in ledger.books.attach_points.items()}
 
     assert counted([relative])[relative] == NOTHING
     result = generator.run("udp", scaled(500))

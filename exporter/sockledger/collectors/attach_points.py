@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
-from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.ledger import AttachPoint, Ledger
 
 # One for each member of struct totals, in its order.
 METRICS = tuple(
@@ -26,19 +26,20 @@ METRICS = tuple(
 
 
 class AttachPointsCollector:
-    """Families from the ledger's attach points. Those that are gone end."""
+    """Families from the ledger's attach points. Those that are gone end; under their path others are born."""
 
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
-        self._series: dict[str, Series] = {}
+        self._series: dict[AttachPoint, Series] = {}
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
         points = self._ledger.books.attach_points
-        for path in self._series.keys() - points.keys():
-            self._births.end(METRICS[0].name, self._series.pop(path).labels)
-        for path in points.keys() - self._series.keys():
-            self._series[path] = self._births.series(METRICS[0].name, [("attach_point", path)])
+        for point in self._series.keys() - points.keys():
+            self._births.end(METRICS[0].name, self._series.pop(point).labels)
+        for point in points.keys() - self._series.keys():
+            labels = [("attach_point", point.path)]
+            self._series[point] = self._births.series(METRICS[0].name, labels, point.cgroup_ids or None)
         for index, metric in enumerate(METRICS):
-            yield Family(metric, [(self._series[path], traffic[index]) for path, traffic in points.items()])
+            yield Family(metric, [(self._series[point], traffic[index]) for point, traffic in points.items()])

@@ -3,7 +3,7 @@
 import glob
 import logging
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sockledger.errors import UserError
@@ -53,10 +53,12 @@ class Meters:
             self._datapath.links.remove_others()
             self._first = False
 
-    def read(self) -> dict[str, Traffic]:
-        """Return what each meter has counted, by path, without those that are gone meanwhile."""
-        counts = ((path, self._datapath.control(cgroup_id)) for cgroup_id, path in self._paths.items())
-        return {path: count for path, count in counts if count is not None}
+    def read(self) -> Iterator[tuple[int, str, Traffic]]:
+        """Yield what each meter has counted, by cgroup id and path, without those that are gone meanwhile."""
+        for cgroup_id, path in self._paths.items():
+            count = self._datapath.control(cgroup_id)
+            if count is not None:
+                yield cgroup_id, path, count
 
     def _matching(self) -> dict[int, str]:
         found = {}

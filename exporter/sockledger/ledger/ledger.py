@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
 from sockledger.kernel.sums import RETIRED, TotalsKey, Traffic
-from sockledger.ledger.births import Births
+from sockledger.ledger.births import Births, Owner
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 from sockledger.ledger.retirement import Retirement, Tables
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
@@ -41,6 +42,18 @@ class Account(NamedTuple):
     family: str
 
 
+class AttachPoint(NamedTuple):
+    """Where all packets of a cgroup and those below it are counted; seldom several that are shown alike.
+
+    A cgroup that is made again under its path is another.
+    """
+
+    path: str
+    cgroup_ids: tuple[str, ...] = ()  # none: the root
+
+
+ROOT = AttachPoint("/")
+
 # Sums in the order of the struct that they come from: `DataPath.sums[…].fields`.
 Record = tuple[int, ...]
 
@@ -53,7 +66,7 @@ class Books:
     accounts: dict[Account, Traffic]
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
     node: dict[str, int]  # by the members of struct node_totals
-    attach_points: dict[str, Traffic]  # by path, "/" is the root
+    attach_points: dict[AttachPoint, Traffic]
     lost_updates: dict[str, int]  # by reason
     entries: dict[str, int]  # in use, by map
     seconds: float  # how long the flush took
@@ -116,10 +129,14 @@ class Ledger:
                 "the books do not balance",
                 extra={"before": before, "totals": everything, "after": after},
             )
-        attach_points = {"/": after} if after else {}
-        for path, traffic in self._meters.read().items():
-            shown = label_value(path)  # seldom the same for two: a byte \xff is shown as the text \\xff is
-            attach_points[shown] = traffic.plus(attach_points.get(shown, NO_TRAFFIC))
+        attach_points = {ROOT: after} if after else {}
+        metered: defaultdict[str, list[tuple[str, Traffic]]] = defaultdict(list)
+        for cgroup_id, path, traffic in self._meters.read():
+            # seldom the same for two: a byte \xff is shown as the text \\xff is
+            metered[label_value(path)].append((str(cgroup_id), traffic))
+        for path, meters in metered.items():
+            point = AttachPoint(path, tuple(number for number, _ in meters))
+            attach_points[point] = sum_up([traffic for _, traffic in meters])
         lost = self.datapath.lost_updates()
         for reason, text in WARNINGS.items():
             if lost[reason] > self._lost[reason] and reason not in self._warned:
@@ -156,9 +173,10 @@ class Ledger:
         )
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
         if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
-            self._births.forget(
-                {*workloads.values(), *(Workload._make(each.labels) for each in self._retirement.label_sets)}
-            )
+            known: set[Owner] = {*workloads.values(), *(each.labels for each in self._retirement.label_sets)}
+            # a meter that nobody asks for now may be asked for again, and goes on where it was
+            known |= {(str(number),) for number, each in noted.items() if not each.removed}
+            self._births.forget(known | {point.cgroup_ids for point in attach_points})
             self._ended = False
 
     def _sums(self) -> dict[str, dict[Record, Record]]:
