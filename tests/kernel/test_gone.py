@@ -39,7 +39,7 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.libbpf import Program, Table
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.noted import NotedCgroup, boottime
+from sockledger.kernel.noted import KeptLabelSet, NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.births import Births
@@ -810,10 +810,13 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
 class Daemons:
     """One after the other over the same maps, and a scraper that adds up as PromQL's increase() does."""
 
-    def __init__(self, path: DataPath, below: CgroupRoot, clock: Clock) -> None:
+    def __init__(
+        self, path: DataPath, below: CgroupRoot, clock: Clock, counter: str = "transmit_bytes"
+    ) -> None:
         self._path, self._below, self._clock = path, below, clock
+        self._samples = re.compile(rf'^sockledger_{counter}_total{{cgroup="([^"]*)".* (\S+)$', re.MULTILINE)
         self._last: dict[str, float] = {}
-        self.increases: Counter[str] = Counter()  # of the bytes sent, by cgroup
+        self.increases: Counter[str] = Counter()  # of the counter, by cgroup
         self.begin()
 
     def begin(self) -> None:
@@ -847,9 +850,7 @@ class Daemons:
         return False
 
     def _take(self, page: str) -> None:
-        for cgroup, value in re.findall(
-            r'^sockledger_transmit_bytes_total{cgroup="([^"]*)".* (\S+)$', page, re.MULTILINE
-        ):
+        for cgroup, value in self._samples.findall(page):
             last, now = self._last.get(cgroup, 0), float(value)
             self.increases[cgroup] += int(now - last if now >= last else now)
             self._last[cgroup] = now
@@ -1031,6 +1032,48 @@ def test_no_memory_for_a_label_set_that_is_back(
 
 # The kernel's programs, and grace periods.
 EACH_FLUSH = {"run": 3, "update": 2}
+
+
+def test_killed_while_a_port_ends(
+    parent: Cgroup, below: CgroupRoot, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drops of a cgroup and of one like it that is gone: none counts twice, and what is new is born at 0."""
+    with attached(below) as path, new_cgroup(parent.path, "a") as a:
+        workload = Workload(cgroup="/a")
+        path.label_sets.make(label_set_id(workload), KeptLabelSet(clock(), workload))
+        table = path.maps["listen_totals"]
+        daemons = Daemons(path, below, clock, "tcp_listen_drops")
+        daemons.scrape(2)
+        shown = entries(path)["shown"]
+        retired = truth = 0
+        killed = True
+        for call in count():
+            if not killed:
+                break
+            for number, drops in ((a.id, 5), (label_set_id(workload), 7 + call)):
+                key = table.key.struct.pack(number, 80)
+                before = table.value.struct.unpack(table.lookup(key) or bytes(8))[0]
+                table.update(key, table.value.struct.pack(before + drops))
+                truth += drops
+            daemons.scrape(3)
+            assert daemons.increases == {"/a": truth}
+            clock.ahead += LONG_ENOUGH
+            with killed_at(monkeypatch, call):
+                try:
+                    daemons.scrape(1)
+                    killed = False
+                except Killed:
+                    daemons.begin()
+            daemons.scrape(1)
+            rows = {key: sums for key, (sums,) in path.sums["listen_totals"].rows()}
+            assert sum(rows.values()) == truth
+            assert rows[RETIRED, 0] >= retired
+            retired = rows[RETIRED, 0]
+        assert daemons.increases == {"/a": truth}
+        assert retired == truth
+        assert rows.keys() == {(0, 0), (RETIRED, 0)}
+        assert entries(path)["shown"] == shown
+        assert call > 4
 
 
 class Killed(BaseException):

@@ -21,11 +21,20 @@ from tests.kernel.tcp import (
     set_sysctl,
     tcp_losses,
 )
+from tests.kernel.test_gone import GONE, LONG_ENOUGH, Clock
 from tests.kernel.traffic import SCALE, Generator, netstat
 from tests.patience import eventually
 
+from sockledger.collectors.registry import Registry
+from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.meters import Meters
+from sockledger.kernel.shown import ShownMap
+from sockledger.kernel.sums import RETIRED
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.scrapers import RECENT
 
 BACKLOG, CONNECTS = 8, 40
 
@@ -94,6 +103,63 @@ def test_drops_before_and_after_a_flush(below: CgroupRoot, ends: Ends) -> None:
         listener.close()
         assert drops_of(path, ends.server, address[1]) == drops
         assert drops_of(path, ends.server, 0) == 0
+
+
+def test_ports_that_nobody_listens_on_any_more(below: CgroupRoot, ends: Ends) -> None:
+    """Their counters end when all scrapers have seen them, and are born again with the next drop."""
+    clock = Clock()
+    listeners: dict[int, socket.socket] = {}
+
+    def drop(number: int, port: int = 0) -> int:
+        listener = ends.listener(backlog=1, port=port)
+        port = listener.getsockname()[1]
+        listeners[port] = listener
+        while meminfo_drops(listener) < number:
+            client = ends.new_socket(ends.client)
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+            client.close()
+            path.flush_tcp()  # one that was never seen ends under port 0
+        return port
+
+    def page() -> dict[int, int]:
+        """The drops that a scraper sees, by port."""
+        ledger.flush()
+        sample = r'^sockledger_tcp_listen_drops_total{.*port="(\d+)".*} (\d+)\.0$'
+        shown = text.render(registry.collect(), seen=births.scrapers.seen_by("one"), openmetrics=False)
+        births.note_page("one", births.newest, ledger.books.began)
+        return {int(port): int(drops) for port, drops in re.findall(sample, shown.decode(), re.MULTILINE)}
+
+    with attached(below) as path:
+        births = Births(ShownMap(path.maps["shown"]), clock=clock)
+        ledger = Ledger(path, below, Meters((), below, path), gone=GONE, births=births, clock=clock)
+        registry = Registry(["listeners"], ledger, births)
+        quiet = ends.listener().getsockname()[1]
+        assert page() == page() == {quiet: 0}
+        assert births.written == 0, "it is born with its first drop"
+        ports = [drop(number) for number in (3, 4, 5)]
+        dropped = {quiet: 0} | {port: meminfo_drops(listeners[port]) for port in ports}
+        assert page() == dict.fromkeys(dropped, 0)
+        assert page() == dropped
+        assert births.written == 3
+
+        for port in ports[:2]:
+            listeners[port].close()
+        assert page() == page() == page() == dropped
+        clock.ahead += LONG_ENOUGH
+        births.note_page("two", births.newest, 0)
+        assert page() == page() == dropped, "not all scrapers have seen it"
+        clock.ahead += RECENT
+        assert page() == {port: drops for port, drops in dropped.items() if port not in ports[:2]}
+        assert births.written == 1
+        rows = dict(path.sums["listen_totals"].rows())
+        assert rows.keys() == {(0, 0), (RETIRED, 0), (ends.server.id, ports[2])}
+        assert rows[RETIRED, 0] == (dropped[ports[0]] + dropped[ports[1]],)
+
+        drop(20, ports[0])
+        again = meminfo_drops(listeners[ports[0]])
+        assert [page()[ports[0]] for _ in range(3)] == [0, again, again]
+        assert births.written == 2
 
 
 def test_older_listener_counts_from_now_on(below: CgroupRoot, generator: Generator, netns: Netns) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.ports import GROUP, PORTS, port_labels
 from sockledger.workloads.names import Workload
 
 _PER_PORT = "workloads x ports that they listen on"
@@ -24,10 +25,10 @@ QUEUE_LIMIT = Metric(
     _PER_PORT,
 )
 DROPS = Metric(
-    "sockledger_tcp_listen_drops",
+    GROUP,
     MetricType.COUNTER,
     "Segments that listeners dropped: SYNs and handshakes' last ones, for a full queue, and stray ones, as "
-    "bare resets (sk_drops).",
+    "bare resets (sk_drops). They end when nobody has listened on the port for persist.gone.",
     ("port",),
     _PER_PORT,
 )
@@ -35,15 +36,14 @@ METRICS = (QUEUE_LENGTH, QUEUE_LIMIT, DROPS)
 
 
 class ListenersCollector:
-    """Families from the ledger's sums. A port's queue ends with its last listener, its drops stay."""
+    """Families from the ledger's sums. A port's queue ends with its last listener, its drops later."""
 
-    def __init__(self, ledger: Ledger, births: Births) -> None:
+    def __init__(self, ledger: Ledger, _births: Births) -> None:
         self._ledger = ledger
-        self._births = births
-        self._series: dict[Workload, dict[int, Series]] = births.by_workload()
+        self._series: dict[tuple[Workload, int], Series] = {}
         sums = ledger.datapath.sums
         self._length, self._limit = sums["listen_queues"].at("length", "limit")
-        (self._drops,) = sums["listen_totals"].at("drops")
+        (self._drops,) = sums[PORTS].at("drops")
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
@@ -51,20 +51,13 @@ class ListenersCollector:
         queues = {(workload, port): record for (workload, (port,)), record in sums["listen_queues"].items()}
         drops = {
             (workload, port): record[self._drops]
-            for (workload, (port,)), record in sums["listen_totals"].items()
+            for (workload, (port,)), record in sums[PORTS].items()
+            if record[self._drops]
         }
-        ports = queues.keys() | drops.keys()
-        for workload, by_port in self._series.items():
-            for port in [port for port in by_port if (workload, port) not in ports]:
-                self._births.end(DROPS.name, by_port.pop(port).labels, "listen_totals")
-        series = {port: self._of(*port) for port in ports}
+        self._series = {each: self._series.get(each) or Series(port_labels(*each)) for each in queues}
         for metric, at in ((QUEUE_LENGTH, self._length), (QUEUE_LIMIT, self._limit)):
-            yield Family(metric, [(series[port], record[at]) for port, record in queues.items()])
-        yield Family(DROPS, [(each, drops.get(port, 0)) for port, each in series.items()])
-
-    def _of(self, workload: Workload, port: int) -> Series:
-        by_port = self._series.setdefault(workload, {})
-        if port not in by_port:
-            labels = [*workload._asdict().items(), ("port", str(port))]
-            by_port[port] = self._births.series(DROPS.name, labels, workload, "listen_totals")
-        return by_port[port]
+            yield Family(metric, [(self._series[port], record[at]) for port, record in queues.items()])
+        # born with the first drop: before it a port shows the 0 that it has, to everybody
+        dropped = [(self._ledger.ports.series(*port), number) for port, number in drops.items()]
+        others = [(series, 0) for port, series in self._series.items() if port not in drops]
+        yield Family(DROPS, [*dropped, *others])

@@ -13,6 +13,7 @@ from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
 from sockledger.kernel.sums import RETIRED, TotalsKey, Traffic
 from sockledger.ledger.births import Births, Owner
+from sockledger.ledger.ports import PORTS, Ports
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 from sockledger.ledger.retirement import Retirement, Tables
 from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
@@ -93,6 +94,7 @@ class Ledger:
         self.datapath = datapath
         self._births = births or Births({}, clock=clock)
         have_seen = self._births.scrapers.have_seen
+        self.ports = Ports(datapath, gone, self._births, clock)
         self._retirement = Retirement(datapath, gone, have_seen, self._births.end_all, clock)
         self._ended = True  # of what the last daemon ended it may not have told
         self._clock = clock
@@ -158,6 +160,9 @@ class Ledger:
         if self._retirement.begin_anew(noted, visible, self._tables(totals, sums)):
             totals, sums = dict(self.datapath.totals()), self._sums()
         workloads = {**visible, OVERFLOW_ID: OVERFLOW}
+        if PORTS in sums:
+            removed = {number for number, each in noted.items() if each.removed}
+            self.ports.advance(began, sums, lost["totals_busy"], workloads, removed)
         self.books = Books(
             workloads=frozenset(workloads.values()),
             accounts=self._accounts(totals, overflow, workloads),
