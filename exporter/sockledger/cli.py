@@ -213,7 +213,7 @@ def _add_doctor_flags(parser: _Parser) -> None:
 
 
 def _add_uninstall_flags(parser: _Parser) -> None:
-    _add_bpffs_flag(parser.add_argument_group("Paths"))
+    _add_path_flags(parser)
     parser.set_defaults(handler=_uninstall)
 
 
@@ -237,10 +237,6 @@ def _add_path_flags(parser: _Parser) -> None:
         metavar="PATH",
         help="mount point of cgroup v2, or a cgroup to count in (default: found in /proc/self/mountinfo)",
     )
-    _add_bpffs_flag(group)
-
-
-def _add_bpffs_flag(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--path.bpffs",
         dest="bpffs",
@@ -328,9 +324,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
-    from sockledger.kernel.pins import uninstall
+    from sockledger.kernel.uninstall import uninstall
 
-    removed = uninstall(arguments.bpffs)
+    removed = uninstall(arguments.bpffs, arguments.cgroupfs)
     _print(f"{printable(str(arguments.bpffs))}: {removed} pins removed" if removed else "nothing is pinned")
     return 0
 

@@ -98,14 +98,6 @@ class Daemon:
         pinging = asyncio.create_task(self._ping_watchdog())
         require()
         root = cgroups.find_root(self._options.cgroupfs)
-        where = str(self._options.bpffs / "sockledger")
-        if not await self._wait_until(self._lock.try_acquire, LOCK_POLL_SECONDS, {"lock": where}):
-            return 0
-        if not self._options.pin and self._pins.there():
-            raise UserError(
-                f"{self._pins.folder}: counts are pinned there, and a daemon that pins nothing cannot go on "
-                "with them: leave out --no-pin, or run sockledger uninstall, which ends them"
-            )
         datapath = await self._attach(root)
         if datapath is None:
             return 0
@@ -116,22 +108,16 @@ class Daemon:
             self._executor.shutdown(cancel_futures=True)
             if self._options.pin:
                 self._look_after(datapath)  # or what somebody has unpinned would end with us
+            pinned = datapath.links.held[HOT_PATH].id in self._pins.link_ids(HOT_PATH)
             datapath.close()
         if successor and not await self._stop_came():
             _execute_anew(self._lock, self._sockets)
-        logger.info(
-            "stopped: the kernel counts on" if self._options.pin else "stopped: all programs are detached"
-        )
+        logger.info("stopped: the kernel counts on" if pinned else "stopped: all programs are detached")
         return 0
 
     async def _attach(self, root: cgroups.CgroupRoot) -> DataPath | None:
-        """Attach when nobody else counts there, as with a bpffs of its own; None if a signal came first."""
-        where = {"cgroup": str(root.path)}
-
-        def free() -> bool:
-            return set(hot_paths(root.id)) <= self._pins.link_ids(HOT_PATH)
-
-        while await self._wait_until(free, ATTACHMENTS_POLL_SECONDS, where):
+        """Attach when nobody else counts there; None if a signal came first."""
+        while await self._until_alone(root):
             with ExitStack() as undo:
                 try:
                     datapath = self._load(root)
@@ -153,6 +139,30 @@ class Daemon:
                     undo.pop_all()
                     return datapath
         return None
+
+    async def _until_alone(self, root: cgroups.CgroupRoot) -> bool:
+        """Take the lock when nobody else counts there; False if a signal came first.
+
+        One with a bpffs of its own may, or one whose pins somebody has removed, who must be able to take the
+        lock and pin again.
+        """
+
+        def alone() -> bool:
+            return set(hot_paths(root.id)) <= self._pins.link_ids(HOT_PATH)
+
+        lock = {"lock": str(self._options.bpffs / "sockledger")}
+        while await self._wait_until(self._lock.try_acquire, LOCK_POLL_SECONDS, lock):
+            if not self._options.pin and self._pins.there():
+                raise UserError(
+                    f"{self._pins.folder}: counts are pinned there, and a daemon that pins nothing cannot go "
+                    "on with them: leave out --no-pin, or run sockledger uninstall, which ends them"
+                )
+            if alone():
+                return True
+            self._lock.release()
+            if not await self._wait_until(alone, ATTACHMENTS_POLL_SECONDS, {"cgroup": str(root.path)}):
+                return False
+        return False
 
     def _load(self, root: cgroups.CgroupRoot) -> DataPath:
         limits = self._config.limits

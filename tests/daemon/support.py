@@ -178,7 +178,7 @@ class Surroundings:
 
     def uninstall(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [SOCKLEDGER, "uninstall", f"--path.bpffs={self.bpffs}"],
+            [SOCKLEDGER, "uninstall", f"--path.cgroupfs={self.cgroup.path}", f"--path.bpffs={self.bpffs}"],
             capture_output=True,
             text=True,
             check=False,

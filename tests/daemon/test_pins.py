@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.support import SOCKLEDGER, Daemon, Page, Surroundings, existing_links
+from tests.daemon.test_lock import WAITING
 from tests.daemon.traffic import converse, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import PATIENCE, eventually
 
 from sockledger.daemon import MEND_SECONDS
+from sockledger.kernel.lock import Lock
 from sockledger.kernel.pins import KINDS
 
 
@@ -164,6 +166,45 @@ def test_unpinned_before_it_stops(pinned: Surroundings, netns: Netns) -> None:
         daemon = pinned.run()
         assert sent_by_a(daemon.page()) == [sent]
         assert daemon.lines("level=WARN") == 0
+
+
+def test_unpinned_before_another_starts(pinned: Surroundings, netns: Netns) -> None:
+    """It waits, and leaves the folder to the first, which pins again."""
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        daemon = pinned.run()
+        sent = send_datagrams(netns, a, a)
+        run("rm", "-r", str(pinned.bpffs / "sockledger"))
+        second = pinned.start()
+        eventually(lambda: second.lines(WAITING, f"cgroup={pinned.cgroup.path}") == 1, "waiting")
+        refused = pinned.uninstall()
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"programs are attached at {pinned.cgroup.path}: stop the daemon" in refused.stderr
+        end(daemon, signal.SIGTERM)
+        assert daemon.lines("stopped: the kernel counts on") == 1
+        sent += send_datagrams(netns, a, a)
+        second.wait_until_ready()
+        assert sent_by_a(second.page()) == [sent]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_another_has_taken_its_place(pinned: Surroundings, number: signal.Signals) -> None:
+    """Nothing can be pinned any more: it says so, and does not touch what is the other's."""
+    daemon = pinned.run()
+    run("rm", "-r", str(pinned.bpffs / "sockledger"))
+    other = Lock(pinned.bpffs)
+    assert other.try_acquire()
+    daemon.send(number)
+    if number == signal.SIGHUP:
+        eventually(lambda: daemon.lines(WAITING, f"lock={pinned.bpffs}") == 1, "waiting")
+        eventually(lambda: not pinned.attached(), "detached")
+        other.release()
+        daemon.wait_until_ready()
+    else:
+        assert daemon.stop() == 0
+        assert daemon.lines("level=ERROR", "another daemon has made it") == 1
+        assert daemon.lines("stopped: all programs are detached") == 1
+        eventually(lambda: not pinned.attached(), "detached")
+        other.release()
 
 
 def test_a_map_that_is_not_there_any_more(pinned: Surroundings, netns: Netns) -> None:

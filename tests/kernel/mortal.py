@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.kernel.machine import run
 from tests.patience import eventually
 
 from sockledger.collectors.exporter import Exporter
@@ -22,6 +23,7 @@ from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.libbpf import open_pin
+from sockledger.kernel.links import ESSENTIAL
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import NotedCgroup
 from sockledger.kernel.pins import Pins
@@ -122,6 +124,10 @@ class Daemon:
 
     def lose_pins(self) -> None:
         self._pins.remove()
+
+    def detach(self) -> None:
+        for name in ESSENTIAL:
+            run("bpftool", "link", "detach", "id", str(self._path.links.held[name].id))
 
     def mend(self) -> None:
         self._path.mend()

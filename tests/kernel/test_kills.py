@@ -25,9 +25,11 @@ from tests.kernel.objects import build
 from tests.kernel.tcp import COUNTS, SIDES, Ends, Pair, counts_of, infos
 from tests.kernel.test_pins import ANOTHER
 from tests.kernel.traffic import SCALE
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, eventually
 from tests.scrapes import Scrapes
 
+from sockledger.kernel.attachments import hot_paths
+from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.pins import Pins
 
 # Each call, or each thirtieth, others each day. Of those that end something, more.
@@ -312,13 +314,17 @@ class Trial:
                 assert page.sum(f"tcp_connections_{name}_total", **labels) == self.talk.opened
 
     def assert_all_or_nothing(self, *, anew: bool = True) -> None:
-        """Each direction is counted or is not; from now on all is."""
+        """Each direction is counted or is not; then all is."""
         first = self.start_again(anew=anew)
         for side in SIDES:
             counted, sent = udp_of(first, side), self.talk.udp[side] - self._uncounted[side]
             for direction in ("receive", "transmit"):
                 names = [f"{direction}_{unit}" for unit in ("bytes", "packets")]
                 assert [counted[name] for name in names] in ([0, 0], [sent[name] for name in names])
+        self.assert_counted_from(first)
+
+    def assert_counted_from(self, first: Page) -> None:
+        """From now on all is."""
         before = self.talk.sent()
         self.talk.go_on()
         second = self.start_again()
@@ -363,7 +369,7 @@ def test_next_start(trial: Trial, parent: Cgroup) -> None:
 
 
 def change(trial: Trial, lives: Sequence[Life], turn: int) -> None:
-    """Starts in another way than before; then one as it was meant to be, or as it was."""
+    """Starts in another way than before; then one as it was, or was meant to be, or in a third way."""
     now = 0
     trial.life = lives[now]
     trial.start_again()
@@ -372,15 +378,14 @@ def change(trial: Trial, lives: Sequence[Life], turn: int) -> None:
     for _ in trial.kills("start", "start"):
         trial.talk.go_on()
         turn += 1
-        if turn % 2:
-            now += 1
+        now += turn % 3
         trial.life = lives[now % len(lives)]
         trial.assert_true()
         trial.life = lives[(now + 1) % len(lives)]
         trial.talk.go_on()
 
 
-TURNS = (0, 1) if FULL else (DAY % 2,)
+TURNS = (0, 1, 2) if FULL else (DAY % 3,)
 
 
 @pytest.mark.parametrize("turn", TURNS)
@@ -441,6 +446,15 @@ def test_fold(trial: Trial, parent: Cgroup, netns: Netns, back: str) -> None:
                 stack.enter_context(services.run(kept))
             services.assert_seen(trial.scrapes, trial.start_again("scrape", "scrape"))
         names = [*names[2:], *names[:2]]
+
+
+def test_attaching_again(trial: Trial, parent: Cgroup, bpffs: Path) -> None:
+    """Somebody detaches, and whoever attaches again is killed: the next finds nothing beside its pins."""
+    trial.start_again()
+    for _ in trial.kills("mend", "start", "detach", "mend", "stop"):
+        eventually(lambda: set(hot_paths(parent.id)) <= Pins(bpffs).link_ids(HOT_PATH), "no other is left")
+        trial.talk.go_on()
+        trial.assert_counted_from(trial.start_again())
 
 
 def test_uninstall(trial: Trial, bpffs: Path) -> None:

@@ -1,14 +1,19 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
 import os
+import random
 import re
+import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from itertools import count, takewhile
+from functools import partial
+from itertools import count, product, takewhile
 from pathlib import Path
 
 import pytest
@@ -17,14 +22,28 @@ from tests.kernel.foreign import EGRESS, EXCLUSIVE, foreign_program
 from tests.kernel.ledger import (
     ALL_PARTS,
     NOTHING,
+    all_totals,
     control,
     final_difference,
     flush,
+    minus,
+    record_of,
     totals_of,
 )
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, run, sysctl_set
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, Pair, books_of, busy_cpus, counts_of, find_older, infos, tcp_losses
+from tests.kernel.tcp import (
+    Ends,
+    Pair,
+    books_of,
+    busy_cpus,
+    counts_of,
+    drop_all,
+    find_older,
+    infos,
+    meminfo_drops,
+    tcp_losses,
+)
 from tests.kernel.test_gone import Clock, assert_balanced, fold, ledger_of, released, send, sent
 from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import SCALE, Generator, Result, scaled
@@ -34,9 +53,13 @@ from tests.scrapes import counters
 from sockledger.collectors.registry import Registry
 from sockledger.errors import UserError
 from sockledger.exposition import text
+from sockledger.kernel import pins as pins_module
+from sockledger.kernel import upgrade
+from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import DataPath, Parts, ticks_per_second
-from sockledger.kernel.libbpf import Map, OpenMap
+from sockledger.kernel.libbpf import Link, Map, OpenMap, Program
+from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.maps import FIXED
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import KINDS, VERSION, Pins, opened, pin_name, shape
@@ -220,6 +243,95 @@ def test_other_limits(root: CgroupRoot, pins: Pins, generator: Generator) -> Non
         assert final_difference(path, root) == NOTHING
 
 
+# By where they are called.
+Steps = dict[object, tuple[str, ...]]
+# What changes pins, attaches, and moves counts; and between what in a start something may be half done.
+STEPS: Steps = {
+    pins_module: ("pin",),
+    Path: ("symlink_to", "unlink", "rename"),
+    upgrade: ("run_program", "_carry_over"),
+    Program: ("attach", "attach_cgroup"),
+    Link: ("update",),
+}
+STAGES: Steps = {Pins: ("replace", "complete", "remove_maps"), upgrade: ("run_program",)}
+# Of cgroups, and of sockets. Between two all maps differ, or only what is pending, or only sums.
+LIMITS = tuple(product((1000, 2000), (100, 5000, 70000)))
+
+
+def killed(live: Callable[[], object], at: int, stages: Steps = STEPS) -> bool:
+    """Let a process live that is killed before it takes a step; return whether it takes so many."""
+    process = os.fork()
+    if process:
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        return status != 0
+    steps = count()
+
+    def deadly(step: Callable[..., object]) -> Callable[..., object]:
+        def taken(*arguments: object, **more: object) -> object:
+            if next(steps) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*arguments, **more)
+
+        return taken
+
+    for owner, names in stages.items():
+        for name in names:
+            setattr(owner, name, deadly(getattr(owner, name)))
+    try:
+        live()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def test_killed_again_and_again(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    """Daemons with limits of their own; some are killed, up to three in a row: the next one has all, once."""
+    choice = random.Random(time.gmtime().tm_yday)
+    pairs: list[Pair] = []
+    deaf, talker = (ends.new_socket(cgroup, kind=socket.SOCK_DGRAM) for cgroup in (ends.server, ends.client))
+    deaf.bind(("127.0.0.1", 0))
+    drop_all(deaf)
+    talker.connect(deaf.getsockname())
+
+    def start_with(limits: tuple[int, int]) -> DataPath:
+        return start(below, pins, cgroups=limits[0], sockets=limits[1])
+
+    def go_on() -> None:
+        for _ in range(3):
+            talker.send(bytes(100))
+        for pair in pairs:
+            pair.exchange(1000, 3000)
+
+    def assert_all(limits: tuple[int, int]) -> None:
+        go_on()
+        with closing(start_with(limits)) as path:
+            path.flush()
+            for side, cgroup in ends.sides:
+                datagrams = totals_of(path, cgroup.id)["udp", "ipv4"]
+                assert max(datagrams.transmit_packets, datagrams.receive_packets) == meminfo_drops(deaf)
+                assert books_of(path, cgroup.id).counts == counts_of(infos(pairs, side))
+            assert record_of(path, "udp_totals", ends.server.id)["receive_drops"] == meminfo_drops(deaf)
+            assert minus(all_totals(path), control(path, below)) == NOTHING
+            go_on()
+
+    start_with(LIMITS[-1]).close()
+    pairs += ends.pairs(2)
+    for at in count():
+        first, second, third = choice.sample(LIMITS[:3], 3)
+        assert_all(first)
+        was_killed = killed(partial(start_with, second), at, STAGES)
+        assert_all(third)
+        if not was_killed:
+            break
+    for _ in range(max(10 // SCALE, 1)):
+        for _ in range(choice.randrange(1, 4)):
+            killed(partial(start_with, choice.choice(LIMITS)), choice.randrange(150))
+            go_on()
+        assert_all(choice.choice(LIMITS))
+
+
 def test_fewer_cgroups_than_have_sums(root: CgroupRoot, pins: Pins, generator: Generator) -> None:
     """No counter falls: what has sums keeps them."""
     ids = generator.client.id, generator.server.id
@@ -295,6 +407,17 @@ def test_fewer_cgroups_than_have_names(below: CgroupRoot, pins: Pins, parent: Cg
             assert sent(ledger) == truth
             fold(ledger, clock)
             truth = {}
+
+
+def test_more_cgroups_than_have_names(below: CgroupRoot, pins: Pins, parent: Cgroup) -> None:
+    """Of those that are there none takes the place of one that is gone."""
+    with closing(start(below, pins, cgroups=1)) as path, new_cgroup(parent.path, "gone") as gone:
+        gone_id = gone.id
+    with new_cgroup(parent.path, "a"), new_cgroup(parent.path, "b"):
+        with closing(start(below, pins, cgroups=2)) as path:
+            noted = path.cgroups.all()
+        assert noted[gone_id].removed
+        assert len(noted) == 2
 
 
 def test_another_version_and_back(
@@ -539,6 +662,18 @@ def test_a_slot_changed_by_hand(
         assert path.detached() == set()
         assert [each.message for each in caplog.records] == ["put back in its slot"]
         assert noted(path)
+
+
+@pytest.mark.parametrize("name", ["sl_receive", "sl_transmit"])
+def test_killed_while_attaching_again(below: CgroupRoot, pins: Pins, name: str) -> None:
+    """All that is left attached is pinned under its own name: the next one would wait for the rest."""
+    for at in range(5):
+        with closing(start(below, pins)) as path:
+            run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
+            assert killed(path.mend, at)
+            names = {*path.links.held}
+        assert {each.name for each in pins.all("links")} <= names
+        eventually(lambda: set(hot_paths(below.id)) <= pins.link_ids(HOT_PATH), "detached")
 
 
 def test_unpinned_by_hand(

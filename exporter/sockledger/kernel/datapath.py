@@ -5,7 +5,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from sockledger.kernel.libbpf import (
     program_stats,
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
-from sockledger.kernel.maps import SLOT, begins_alone, policy
+from sockledger.kernel.maps import PENDING, SLOT, begins_alone, policy
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened, pin_name
@@ -40,7 +40,7 @@ from sockledger.kernel.sums import (
     TotalsKey,
     Traffic,
 )
-from sockledger.kernel.upgrade import bring_home
+from sockledger.kernel.upgrade import bring_home, flush_others
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,6 @@ class Parts:
 
 
 METERS = ("sl_meter_receive", "sl_meter_transmit")
-# What brings home all that is counted, in this order.
-FLUSHES = ("sl_flush", "sl_tcp_flush", "sl_udp_flush")
 
 
 def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
@@ -138,8 +136,6 @@ class DataPath:
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
-        flushes = (self.programs[name] for name in FLUSHES if self._counts(name))
-        self._flush_pins = pins.of_programs(flushes, self._map_pins) if pins else {}
         if pins:
             self._take_over_maps(pins)
         try:
@@ -171,9 +167,6 @@ class DataPath:
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)
-            for path, program in self._flush_pins.items():
-                pins.replace(program.fd, path)
-            pins.complete(root.id)
 
     def _counts(self, name: str) -> bool:
         """Whether the part that a map or a program of this name belongs to is counted."""
@@ -207,12 +200,25 @@ class DataPath:
             )
 
     def _keep_maps(self, pins: Pins) -> None:
-        """Pin all maps. What jumps to a slot that is not there any more is taken off first."""
+        """Pin all maps, and the flush. What jumps to a slot that is not there any more is taken off first."""
         for each in self._map_pins:
             if each.map.name.endswith(SLOT) and not each.path.exists():
                 pins.remove_link(each.map.name.removesuffix(SLOT))
-        for each in self._map_pins:
-            pins.keep_map(each)
+        self._pin_maps(pins, pins.replace)
+
+    def _pin_maps(self, pins: Pins, pin_flush: Callable[[int, Path], object]) -> list[str]:
+        """Pin all maps, and note that they are; return the names of those that were not.
+
+        The flush after all that it fills, and after it what it empties: who finds that may run the flush.
+        """
+        unpinned = []
+        for each in sorted(self._map_pins, key=lambda each: each.map.name == PENDING):
+            for path in pins.flushes([each.path]):
+                pin_flush(self.programs["sl_flush"].fd, path)
+            if pins.keep_map(each):
+                unpinned.append(each.map.name)
+        pins.complete(self._root.id)
+        return unpinned
 
     @property
     def generations(self) -> Mapping[str, str]:
@@ -224,16 +230,17 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs, or replace those that are pinned. UserError if the cgroup refuses.
 
-        The names of cgroups first, then the ends of connections, then those that are older, then packets;
-        drops of datagrams last, for what a socket has dropped before its packets are counted is not ours.
+        First what notes cgroups, then the ends of connections, then those that are older, then packets; then
+        drops of datagrams, for what a socket has dropped before its packets are counted is not ours.
         """
         parts = self._parts
+        if self._pins:  # or what a socket has dropped would be an older one's
+            flush_others(self._pins, self._map_pins, self.grace_period)
         self.flush_sockets()  # the lease begins
         try:
             if self._counts("cgroup"):
                 for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
                     self._hook(name)
-            self.cgroups.note_older(self._root)
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
@@ -249,7 +256,8 @@ class DataPath:
             raise
         if self._pins:
             self.links.remove_others(but=METERS)  # these are known at the first flush
-            bring_home(self._pins, self._map_pins, self._flush_pins, self.grace_period)
+            bring_home(self._pins, self._map_pins, self.grace_period)
+        self.cgroups.note_older(self._root)  # after those that are gone: room may be scarce
 
     def _lapses(self) -> int:
         flushes = self.maps["flushes"]
@@ -327,14 +335,10 @@ class DataPath:
             self._pins.make_folders()
         self.links.mend()
         if self._pins:
-            for each in self._map_pins:
-                if self._pins.keep_map(each):
-                    logger.warning("pinned again", extra={"map": each.map.name})
-            for path, program in self._flush_pins.items():
-                self._pins.keep(program.fd, path)
             for name, fd in self._jumpers.items():
                 self._pins.keep(fd, self._pins.hook(name))
-            self._pins.complete(self._root.id)
+            for name in self._pin_maps(self._pins, self._pins.keep):
+                logger.warning("pinned again", extra={"map": name})
 
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""

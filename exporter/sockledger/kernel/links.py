@@ -95,10 +95,12 @@ class Links:
                 self._refused.add(name)
                 continue
             self._refused.discard(name)
-            if self._pins:
-                self._pins.replace(link.fd, self._pins.link(name))
             self._held[name].destroy()
             self._held[name] = link
+            if self._pins:
+                # not pinned under another name first: who is killed here leaves it to nobody
+                self._pins.link(name).unlink(missing_ok=True)
+                self._pins.keep(link.fd, self._pins.link(name))
             logger.warning("attached again", extra={"link": name})
         if self._pins:
             for name, link in self._held.items():

@@ -19,8 +19,11 @@ class Lock:
         self._fd = inherited_fd
 
     def try_acquire(self) -> bool:
-        """Take the lock unless another daemon holds it; return whether it is ours."""
-        if self._fd is not None:
+        """Take the lock unless another daemon holds it; return whether it is ours.
+
+        One that we hold is none any more if somebody has removed its folder.
+        """
+        if self._fd is not None and self._is_there(self._fd):
             return True
         mount_bpffs(self._bpffs)
         with ExitStack() as undo:
@@ -33,30 +36,29 @@ class Lock:
                 os.fchmod(fd, 0o700)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # the holder before us may have removed the folder that we opened
-                if not os.path.samestat(os.fstat(fd), self._path.stat()):
+                if not self._is_there(fd):
                     return False
-            except (BlockingIOError, FileNotFoundError):
+            except BlockingIOError:
                 return False
             except OSError as error:
                 what_to_do = remedy(error) or "the daemon must be able to make, open and change this folder"
                 raise UserError(f"{self._path}: {error.strerror}: {what_to_do}") from None
             undo.pop_all()
+        if self._fd is not None:
+            os.close(self._fd)
         self._fd = fd
         return True
 
+    def _is_there(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self._path.stat())
+        except FileNotFoundError:
+            return False
+
     def renew(self) -> None:
         """Make and lock the folder again if somebody has removed it; UserError if another was faster."""
-        held = self.fileno()
-        try:
-            if os.path.samestat(os.fstat(held), self._path.stat()):
-                return
-        except FileNotFoundError:
-            pass
-        self._fd = None
         if not self.try_acquire():
-            self._fd = held
             raise UserError(f"{self._path}: somebody has removed this folder, and another daemon has made it")
-        os.close(held)
 
     def fileno(self) -> int:
         """Return the descriptor that holds the lock."""
@@ -68,7 +70,7 @@ class Lock:
         """Let go, and remove the folder."""
         if self._fd is not None:
             with suppress(OSError):  # what somebody else put there stays
-                if os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                if self._is_there(self._fd):
                     self._path.rmdir()
             os.close(self._fd)
             self._fd = None

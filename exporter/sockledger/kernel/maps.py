@@ -5,6 +5,8 @@ from enum import Enum, auto
 
 # Behind a hook's name, its slot's.
 SLOT = "_slot"
+# What is pending, which the flush brings home.
+PENDING = "sockets"
 
 
 class Entries(Enum):
@@ -28,7 +30,7 @@ class Policy:
 # All others are sums that others can do without.
 _POLICIES = {
     # one side of the books, and the other
-    "sockets": Policy(Entries.LEFT, core=True),
+    PENDING: Policy(Entries.LEFT, core=True),
     "totals": Policy(core=True),
     "overflow": Policy(core=True),
     "control": Policy(Entries.FIXED, core=True),

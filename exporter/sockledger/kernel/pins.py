@@ -1,11 +1,11 @@
 """What outlives the daemon: maps, links and programs pinned in bpffs, and whether they belong together.
 
-``<bpffs>/sockledger/v1`` holds ``maps/NAME-SHAPE``, ``links/NAME``, ``programs/NAME-SHAPE`` and, once all
-maps are there, the symbolic link ``root``, which names the cgroup that they count in by its id. SHAPE tells
-apart maps of one name whose layout or size differs, so that one version or configuration can follow another;
-``layouts/NAME-SHAPE``, a symbolic link, too, has the map's layout in words. Another, ``generations/NAME``,
-tells apart when a map's sums began at 0, in whatever shape. ``hooks/NAME`` is the program that a tracepoint's
-link runs.
+``<bpffs>/sockledger/v1`` holds ``maps/NAME-SHAPE``, ``links/NAME`` and, once all maps are there, the symbolic
+link ``root``, which names the cgroup that they count in by its id. SHAPE tells apart maps of one name whose
+layout or size differs, so that one version or configuration can follow another; ``layouts/NAME-SHAPE``, a
+symbolic link, too, has the map's layout in words. Another, ``generations/NAME``, tells apart when a map's
+sums began at 0, in whatever shape. ``programs/sl_flush-SHAPE`` brings home what is in ``maps/sockets-SHAPE``:
+while that is pinned, all that it fills is. ``hooks/NAME`` is the program that a tracepoint's link runs.
 """
 
 import hashlib
@@ -20,10 +20,8 @@ from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout, describe, parse
-from sockledger.kernel.filesystem import is_bpffs
-from sockledger.kernel.libbpf import Link, Map, Program, open_pin, pin
-from sockledger.kernel.lock import Lock
-from sockledger.kernel.maps import CORE, FIXED
+from sockledger.kernel.libbpf import Link, Map, open_pin, pin
+from sockledger.kernel.maps import CORE, FIXED, PENDING
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +36,6 @@ def shape(each: Map) -> str:
     """Return what a map that is taken over must agree in, as a short name."""
     entries = 0 if each.name in FIXED else each.max_entries
     text = f"{each.type} {each.key_size} {each.value_size} {entries} {each.flags} {_layouts(each)}"
-    return _digest(text)
-
-
-def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -126,8 +120,7 @@ class Pins:
             raise UserError(self._not_understood(VERSION))
         if not set(map(self._layouts, left)) <= self.all("layouts"):
             return "somebody has removed layouts"
-        flushes = {path for path in self.all("programs") if pin_name(path) == "sl_flush"}
-        if len({path for path in left if pin_name(path) == "sockets"}) > len(flushes):
+        if not self.flushes(left).keys() <= self.all("programs"):
             return "somebody has removed programs"
         if counted_in == root_id:
             self.resumed = True
@@ -233,10 +226,11 @@ class Pins:
             return False
         return True
 
-    def of_programs(self, programs: Iterable[Program], maps: Iterable[MapPin]) -> dict[Path, Program]:
-        """Return where programs are pinned that bring home what is in *maps*, for who comes with others."""
-        together = _digest("".join(each.path.name for each in maps))
-        return {self.folder / "programs" / f"{each.name}-{together}": each for each in programs}
+    def flushes(self, maps: Iterable[Path]) -> dict[Path, Path]:
+        """Return, by where its flush is pinned or is to be, what among *maps* has pending counts."""
+        programs = self.folder / "programs"
+        pending = (path for path in maps if pin_name(path) == PENDING)
+        return {programs / path.name.replace(PENDING, "sl_flush"): path for path in pending}
 
     def replace(self, fd: int, path: Path) -> None:
         """Pin in place of what is pinned there: at no time is there none."""
@@ -264,20 +258,6 @@ class Pins:
 def pin_name(path: Path) -> str:
     """Return what a pin is called, without its shape."""
     return path.name.partition("-")[0]
-
-
-def uninstall(bpffs: Path) -> int:
-    """Remove all pins, and return how many they were; UserError while a daemon runs."""
-    if not is_bpffs(bpffs):
-        raise UserError(f"{bpffs}: not a BPF file system: name the one that was used with --path.bpffs")
-    pins = Pins(bpffs)
-    lock = Lock(bpffs)
-    if not lock.try_acquire():
-        raise UserError("a daemon runs with what is pinned: stop it first")
-    try:
-        return pins.remove()
-    finally:
-        lock.release()
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """From the maps of another version, or of other limits, to those in use: nothing that was counted is lost.
 
-Who is killed here begins again: sums are moved inside the kernel, and all else is copied.
+Who is killed here begins again, or another does, with maps of yet another size: sums are moved inside the
+kernel, and all else is copied.
 """
 
 import logging
@@ -21,28 +22,30 @@ logger = logging.getLogger(__name__)
 Layouts = tuple[Layout | None, Layout | None]
 
 
-def bring_home(
-    pins: Pins, maps: Collection[MapPin], flushes: Collection[Path], grace_period: Callable[[], None]
-) -> None:
-    """Bring what other maps hold to *maps*, now that nothing counts there; remove their pins.
-
-    What is pending there is first brought home by the programs that are pinned beside *flushes*.
-    """
+def flush_others(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[], None]) -> set[Path]:
+    """Have what is pending in other maps than *maps* brought home by their own flushes; return other maps."""
     left = pins.all("maps") - {each.path for each in maps}
-    others = pins.all("programs") - {*flushes}
     if left:
         grace_period()
-        for path in sorted(others):
+        for path in pins.flushes(left):
             with opened(path) as fd:
                 run_program(fd, path.name)
         grace_period()
+    return left
+
+
+def bring_home(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[], None]) -> None:
+    """Bring what other maps hold to *maps*, now that nothing counts there; remove their pins."""
+    left = flush_others(pins, maps, grace_period)
     targets = {each.map.name: each.map for each in maps}
     for path in left:
         _carry_over(pins, path, targets)
-    # Programs first: run again, after a kill, one would fill a map that nobody finds any more.
-    for path in others:
+    # First what flushes empty: none is run without it, after a kill. It would fill what is unpinned next.
+    pending = pins.flushes(left)
+    pins.remove_maps(pending.values())
+    for path in pins.all("programs") - pins.flushes(each.path for each in maps).keys():
         path.unlink()
-    pins.remove_maps(left)
+    pins.remove_maps(left - {*pending.values()})
 
 
 def _carry_over(pins: Pins, path: Path, maps: Mapping[str, Map]) -> None:
