@@ -108,7 +108,7 @@ class Daemon:
             self._executor.shutdown(cancel_futures=True)
             if self._options.pin:
                 self._look_after(datapath)  # or what somebody has unpinned would end with us
-            pinned = datapath.links.held[HOT_PATH].id in self._pins.link_ids(HOT_PATH)
+            pinned = self._is_pinned(datapath)
             datapath.close()
         if successor and not await self._stop_came():
             _execute_anew(self._lock, self._sockets)
@@ -306,6 +306,12 @@ class Daemon:
             datapath.mend()
         except (UserError, OSError) as error:
             logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
+
+    def _is_pinned(self, datapath: DataPath) -> bool:
+        try:
+            return datapath.links.held[HOT_PATH].id in self._pins.link_ids(HOT_PATH)
+        except OSError:
+            return False
 
     async def _ping_watchdog(self) -> None:
         """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.

@@ -287,6 +287,12 @@ def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:
             f"FAIL  bpffs: {reason} this folder"
         ]
         run("mount", "-o", "remount,rw", str(pinned.bpffs))
+        daemon = pinned.run()
+        assert sent_by_a(daemon.page()) == [sent]
+        run("mount", "-o", "remount,ro", str(pinned.bpffs))
+        end(daemon, signal.SIGTERM)
+        assert daemon.lines("Traceback") == 0
+        run("mount", "-o", "remount,rw", str(pinned.bpffs))
         assert sent_by_a(pinned.run().page()) == [sent]
 
 

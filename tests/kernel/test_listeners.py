@@ -105,7 +105,9 @@ def test_drops_before_and_after_a_flush(below: CgroupRoot, ends: Ends) -> None:
         assert drops_of(path, ends.server, 0) == 0
 
 
-def test_ports_that_nobody_listens_on_any_more(below: CgroupRoot, ends: Ends) -> None:
+def test_ports_that_nobody_listens_on_any_more(
+    below: CgroupRoot, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their counters end when all scrapers have seen them, and are born again with the next drop."""
     clock = Clock()
     listeners: dict[int, socket.socket] = {}
@@ -115,12 +117,20 @@ def test_ports_that_nobody_listens_on_any_more(below: CgroupRoot, ends: Ends) ->
         port = listener.getsockname()[1]
         listeners[port] = listener
         while meminfo_drops(listener) < number:
+            drop_at(listener)
+            path.flush_tcp()  # one that was never seen ends under port 0
+        return port
+
+    def drop_at(listener: socket.socket) -> None:
+        before = meminfo_drops(listener)
+        while meminfo_drops(listener) == before:
             client = ends.new_socket(ends.client)
             client.setblocking(False)
             client.connect_ex(listener.getsockname())
             client.close()
-            path.flush_tcp()  # one that was never seen ends under port 0
-        return port
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
 
     def page() -> dict[int, int]:
         """The drops that a scraper sees, by port."""
@@ -130,10 +140,13 @@ def test_ports_that_nobody_listens_on_any_more(below: CgroupRoot, ends: Ends) ->
         births.note_page("one", births.newest, ledger.books.began)
         return {int(port): int(drops) for port, drops in re.findall(sample, shown.decode(), re.MULTILINE)}
 
-    with attached(below) as path:
+    def start() -> tuple[Births, Ledger, Registry]:
         births = Births(ShownMap(path.maps["shown"]), clock=clock)
         ledger = Ledger(path, below, Meters((), below, path), gone=GONE, births=births, clock=clock)
-        registry = Registry(["listeners"], ledger, births)
+        return births, ledger, Registry(["listeners"], ledger, births)
+
+    with attached(below) as path:
+        births, ledger, registry = start()
         quiet = ends.listener().getsockname()[1]
         assert page() == page() == {quiet: 0}
         assert births.written == 0, "it is born with its first drop"
@@ -160,6 +173,21 @@ def test_ports_that_nobody_listens_on_any_more(below: CgroupRoot, ends: Ends) ->
         again = meminfo_drops(listeners[ports[0]])
         assert [page()[ports[0]] for _ in range(3)] == [0, again, again]
         assert births.written == 2
+
+        listeners[ports[0]].close()
+        assert page() == page() == page()
+        clock.ahead += LONG_ENOUGH
+        with monkeypatch.context() as patched:
+            patched.setattr(births, "end", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                page()
+        drop(30, ports[0])
+        births, ledger, registry = start()
+        assert page()[ports[0]] == 0, "what has come meanwhile ends, too"
+        before = meminfo_drops(listeners[ports[0]])
+        drop_at(listeners[ports[0]])
+        more = meminfo_drops(listeners[ports[0]]) - before
+        assert [page()[ports[0]] for _ in range(3)] == [0, more, more]
 
 
 def test_older_listener_counts_from_now_on(below: CgroupRoot, generator: Generator, netns: Netns) -> None:

@@ -33,6 +33,7 @@ from tests.kernel.ledger import (
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, run, sysctl_set
 from tests.kernel.objects import Change, build
 from tests.kernel.tcp import (
+    ESTABLISHED,
     Ends,
     Pair,
     books_of,
@@ -53,8 +54,8 @@ from tests.scrapes import counters
 from sockledger.collectors.registry import Registry
 from sockledger.errors import UserError
 from sockledger.exposition import text
+from sockledger.kernel import datapath, upgrade
 from sockledger.kernel import pins as pins_module
-from sockledger.kernel import upgrade
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import DataPath, Parts, ticks_per_second
@@ -420,6 +421,32 @@ def test_more_cgroups_than_have_names(below: CgroupRoot, pins: Pins, parent: Cgr
         assert len(noted) == 2
 
 
+def test_room_for_what_several_maps_hold(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was killed before it brought home what it had taken over; many cgroups have come since."""
+    with ExitStack() as stack:
+
+        def come(number: int) -> None:
+            for _ in range(number):
+                stack.enter_context(new_cgroup(parent.path, f"more-{next(numbers)}"))
+
+        numbers = count()
+        come(25)
+        start(below, pins, cgroups=64).close()
+        with monkeypatch.context() as patched:
+            patched.setattr(datapath, "bring_home", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                start(below, pins, cgroups=32)
+        come(31)
+        with closing(start(below, pins, cgroups=32)) as path:
+            assert len(path.cgroups.all()) == 25 + 31
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_another_version_and_back(
     below: CgroupRoot, pins: Pins, generator: Generator, tmp_path: Path
 ) -> None:
@@ -741,6 +768,31 @@ def test_links_unpinned_by_hand_while_no_daemon_runs(
     assert caplog.text.count("attached anew, it was not any more") == 2
 
 
+@pytest.mark.parametrize("name", ["tcp_sockets", "tcp_totals"])
+def test_half_of_what_is_known_of_tcp_unpinned_by_hand(
+    below: CgroupRoot, pins: Pins, ends: Ends, name: str
+) -> None:
+    """Either is worth nothing without the other: both begin at 0, with what is open then."""
+    with closing(start(below, pins)) as path:
+        pairs = ends.pairs(3)
+        path.flush()
+        assert books_of(path, ends.client.id).opened == {"active": 3}
+    [pinned] = [each for each in pins.all("maps") if pin_name(each) == name]
+    pinned.unlink()
+    with closing(start(below, pins)) as path:
+        for pair in pairs:
+            pair.client.close()
+            pair.server.close()
+        for cgroup in (ends.client, ends.server):
+            eventually(partial(is_closed, path, cgroup), "closed")
+
+
+def is_closed(path: DataPath, cgroup: Cgroup) -> bool:
+    path.flush()
+    books = books_of(path, cgroup.id)
+    return sum(books.opened.values()) == sum(books.closed.values()) == 3 and ESTABLISHED not in books.sockets
+
+
 @pytest.mark.parametrize("slot", ["sl_tcp_states_slot", "sl_udp_drops_slot"])
 def test_a_slot_unpinned_by_hand(root: CgroupRoot, pins: Pins, slot: str) -> None:
     """What is attached jumps to a slot that is empty now: it is attached anew."""
@@ -775,8 +827,13 @@ def test_a_start_that_is_refused_leaves_nothing(pins: Pins, client: Cgroup) -> N
     os.close(root.fd)
 
 
-def test_cgroups_that_go_unseen(below: CgroupRoot, pins: Pins, parent: Cgroup) -> None:
+@pytest.mark.parametrize("capable", [True, False], ids=["with CAP_DAC_READ_SEARCH", "without"])
+def test_cgroups_that_go_unseen(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, monkeypatch: pytest.MonkeyPatch, *, capable: bool
+) -> None:
     """Somebody has taken the names' programs off while no daemon runs: the next one looks around."""
+    if not capable:
+        monkeypatch.setattr(below, "_may_open", False)
     with new_cgroup(parent.path, "stays") as stays:
         with new_cgroup(parent.path, "goes") as cgroup:
             goes = cgroup.id

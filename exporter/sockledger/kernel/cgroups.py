@@ -3,7 +3,7 @@
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +46,23 @@ class CgroupRoot:
             )
         self.path = path.resolve()
         self.id = os.fstat(self.fd).st_ino
+
+    _may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
+
+    def paths_of(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
+        """Yield each cgroup with its path, None if it is gone; without the capability by a walk.
+
+        OSError for what may pass, as too many open files.
+        """
+        try:
+            for cgroup_id in cgroup_ids if self._may_open else ():
+                yield cgroup_id, self.path_of(cgroup_id)
+        except PermissionError:
+            self._may_open = False
+        if cgroup_ids and not self._may_open:
+            walked = dict(self.walk())
+            for cgroup_id in cgroup_ids:
+                yield cgroup_id, walked.get(cgroup_id)
 
     def path_of(self, cgroup_id: int) -> str | None:
         """Return the path of a living cgroup, ``/`` for the root itself; None if there is none below it.

@@ -25,7 +25,7 @@ from sockledger.kernel.libbpf import (
     program_stats,
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
-from sockledger.kernel.maps import PENDING, SLOT, begins_alone, policy
+from sockledger.kernel.maps import PENDING, SLOT, TOGETHER, begins_alone, policy
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened, pin_name
@@ -188,9 +188,12 @@ class DataPath:
         pins.begin(self._root.id, self._map_pins)
         wanted = self.maps["tcp_sockets"].max_entries
         anew = pins.missing({each.map.name for each in self._map_pins})
+        if not TOGETHER.isdisjoint(anew):
+            pins.remove_maps([path for path in pins.all("maps") if pin_name(path) in TOGETHER])
+            anew = pins.missing({each.map.name for each in self._map_pins})
         if pins.resumed and anew:
             logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
-        pins.begin_anew(filter(begins_alone, anew))
+            pins.new_generation(filter(begins_alone, anew))
         for each in self._map_pins:
             pins.take_over(each)
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
@@ -501,15 +504,20 @@ class DataPath:
 def _room(pins: Pins | None, name: str, limit: int) -> int:
     """Return for how many a map needs room: while more are pinned than the limit, for as many as before.
 
-    None may be dropped: what is counted would lose its name, or its sums.
+    None may be dropped: what is counted would lose its name, or its sums. There is some more for those that
+    come meanwhile.
     """
+    entries, room = [], limit
     for path in pins.all("maps") if pins else ():
         if pin_name(path) == name:
             with opened(path) as fd:
                 pinned = OpenMap(fd)
-                if pinned.entries() > limit:
-                    limit = max(limit, pinned.max_entries)
-    return limit
+                entries.append(pinned.entries())
+                room = max(room, pinned.max_entries)
+    needed = sum(entries) * 9 // 8
+    if len(entries) > 1:  # a daemon was killed before they were one
+        room = max(room, needed)
+    return room if needed > limit else limit
 
 
 def ticks_per_second() -> int:

@@ -63,5 +63,7 @@ def begins_alone(name: str) -> bool:
     return each.entries is Entries.MOVED and not each.core
 
 
+# Gauges are what connections begin and end with: of these two none goes on without the other.
+TOGETHER = {"tcp_sockets", "tcp_totals"}
 CORE = {name for name, each in _POLICIES.items() if each.core}
 FIXED = {name for name, each in _POLICIES.items() if each.entries is Entries.FIXED}

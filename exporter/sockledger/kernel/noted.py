@@ -71,8 +71,8 @@ class NotedCgroups:
             for cgroup_id, path in root.walk():
                 if noted.pop(cgroup_id, None) is None and cgroup_id != root.id:
                     self.note(cgroup_id, path)
-            for cgroup_id, each in noted.items():
-                if not each.removed and root.path_of(cgroup_id) is None:
+            for cgroup_id, living in root.paths_of([number for number in noted if not noted[number].removed]):
+                if living is None:
                     self._note_end(cgroup_id)
         except OSError as error:  # they are named when they count
             logger.warning("older cgroups are not looked for", extra={"error": str(error)})

@@ -4,8 +4,9 @@
 link ``root``, which names the cgroup that they count in by its id. SHAPE tells apart maps of one name whose
 layout or size differs, so that one version or configuration can follow another; ``layouts/NAME-SHAPE``, a
 symbolic link, too, has the map's layout in words. Another, ``generations/NAME``, tells apart when a map's
-sums began at 0, in whatever shape. ``programs/sl_flush-SHAPE`` brings home what is in ``maps/sockets-SHAPE``:
-while that is pinned, all that it fills is. ``hooks/NAME`` is the program that a tracepoint's link runs.
+sums began at 0 alone, in whatever shape. ``programs/sl_flush-SHAPE`` brings home what is in
+``maps/sockets-SHAPE``: while that is pinned, all that it fills is. ``hooks/NAME`` is the program that a
+tracepoint's link runs.
 """
 
 import hashlib
@@ -90,7 +91,7 @@ class Pins:
         self.make_folders()
         self.generations = {path.name: os.readlink(path) for path in self.all("generations")}  # noqa: PTH115
 
-    def begin_anew(self, names: Iterable[str]) -> None:
+    def new_generation(self, names: Iterable[str]) -> None:
         """Give maps that begin at 0 another generation; it is written down before they are pinned."""
         for name in names:
             self._generation(name).unlink(missing_ok=True)

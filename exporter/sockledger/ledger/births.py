@@ -26,6 +26,9 @@ from sockledger.workloads.names import Workload
 
 logger = logging.getLogger(__name__)
 
+# Written down in place of an owner: the series' sums are being taken away.
+_ENDING = (1 << 64) - 1
+
 # Whose series one is: a workload, or cgroups by their ids.
 Owner = tuple[str, ...]
 
@@ -73,6 +76,7 @@ class Births:
         self._masks = {table: _hash([each]) for table, each in (generations or {}).items()}
         self._count = 0
         self._written = {key for key, _ in shown.items()}
+        self._ending = {key for key, owner in shown.items() if owner == _ENDING}
         self._unwritten: dict[int, tuple[int, int]] = {}  # number and owner, by key
         self._full = False
         self._caches: list[dict[Workload, Any]] = []
@@ -112,20 +116,37 @@ class Births:
 
     def _number(self, group: str | None, labels: Labels, owner: Owner | None, table: str) -> int:
         if group is not None:
-            mask = self._masks.get(table, 0)
-            key = _key(group, labels) ^ mask
+            key = self._key(group, labels, table)
             if key in self._written:
                 return 0
             if key in self._unwritten:
                 return self._unwritten[key][0]
-            self._unwritten[key] = self._count + 1, _hash_of(owner) ^ mask
+            self._unwritten[key] = self._count + 1, _hash_of(owner) ^ self._masks.get(table, 0)
         self._count += 1
         return self._count
 
+    def _key(self, group: str, labels: Labels, table: str) -> int:
+        return _hash((group, *chain.from_iterable(sorted(labels)))) ^ self._masks.get(table, 0)
+
+    def begin_end(self, group: str, labels: Labels, table: str) -> bool:
+        """Write down that a counter's sums are taken away next; return whether there was memory for it."""
+        key = self._key(group, labels, table)
+        try:
+            if key in self._written:
+                self._shown.update({key: _ENDING})
+        except OSError:
+            return False
+        return True
+
+    def is_ending(self, group: str, labels: Labels, table: str) -> bool:
+        """Whether a daemon before was about to take away a counter's sums, and did not come to its `end`."""
+        return self._key(group, labels, table) in self._ending
+
     def end(self, group: str, labels: Labels, table: str = "") -> None:
         """Note that a counter is gone: one with its labels is a new one, and starts at 0."""
-        key = _key(group, labels) ^ self._masks.get(table, 0)
+        key = self._key(group, labels, table)
         self._written.discard(key)
+        self._ending.discard(key)
         self._unwritten.pop(key, None)
         with suppress(KeyError):
             del self._shown[key]
@@ -213,10 +234,6 @@ class Births:
         for key in written:
             del self._unwritten[key]
         self._written.update(written)
-
-
-def _key(group: str, labels: Labels) -> int:
-    return _hash((group, *chain.from_iterable(sorted(labels))))
 
 
 def _hash_of(owner: Owner | None) -> int:

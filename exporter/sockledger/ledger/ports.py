@@ -2,8 +2,8 @@
 
 A counter of a port that nobody listens on any more ends when all scrapers have seen it, so that there are as
 many as ports in use, whatever comes and goes. Its sums are moved to where they only count in the sum of
-everything, and one like it is born at 0 again. In the last move all of them go at once, and then its rows are
-empty: from this a daemon that begins between any two steps knows that there is a birth to end.
+everything, and one like it is born at 0 again. That it ends is written down first, so that a daemon that
+begins between any two steps takes them again: what has come meanwhile only counts in the sum of everything.
 
 A row is deleted when no program can add to it: only the end of a listener that a flush has found does so. No
 flush has found one for so long, and the last has waited for the ends that were under way.
@@ -77,12 +77,16 @@ class Ports:
         all_heard = busy == self._busy and len(queues) < self._datapath.maps[QUEUES].max_entries
         self._busy = busy
         for each, keys in found.items():
-            if any(number in removed for number, _ in keys):
+            ending = self._births.is_ending(GROUP, port_labels(*each), PORTS)
+            if not ending and any(number in removed for number, _ in keys):
                 continue
-            due = all_heard and self._is_due(each)
-            if due:
+            due = (
+                all_heard and self._is_due(each) and self._births.begin_end(GROUP, port_labels(*each), PORTS)
+            )
+            if due or ending:
                 self._retire(keys)
-            if due or not any(any(rows[key]) for key in keys):
+                rows |= {key: (0,) * len(rows[key]) for key in keys}
+            if not any(any(rows[key]) for key in keys):
                 self._end_birth(*each)
             for key in keys if due else ():
                 self._datapath.kept[PORTS].delete(key)

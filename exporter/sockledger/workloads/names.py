@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -51,7 +51,6 @@ class Names:
         self._root = root
         self._notes = notes
         self._known: dict[int, Workload] = {}
-        self._may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
@@ -72,7 +71,7 @@ class Names:
         to_note = set(others) - {HIERARCHY, self._root.id} if len(noted) < self._notes.room else set()
         try:
             asked = [each for each in others if each in to_note or each not in known]
-            for cgroup_id, path in self._paths(asked):
+            for cgroup_id, path in self._root.paths_of(asked):
                 known.setdefault(cgroup_id, workload_of(path or ""))
                 if cgroup_id in to_note:
                     self._note(cgroup_id, alive=path is not None)
@@ -90,18 +89,6 @@ class Names:
             now = boottime()
             # a path that is too long is known to this daemon alone
             self._notes.note(cgroup_id, path, now) or self._notes.note(cgroup_id, "", now)
-
-    def _paths(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
-        """Yield each cgroup's path, None if it is gone."""
-        try:
-            for cgroup_id in cgroup_ids if self._may_open else ():
-                yield cgroup_id, self._root.path_of(cgroup_id)
-        except PermissionError:
-            self._may_open = False
-        if cgroup_ids and not self._may_open:
-            walked = dict(self._root.walk())
-            for cgroup_id in cgroup_ids:
-                yield cgroup_id, walked.get(cgroup_id)
 
 
 def workload_of(path: str) -> Workload:
