@@ -41,15 +41,15 @@ struct {
 	__type(value, struct udp_totals);
 } udp_totals SEC(".maps");
 
-static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const struct sock *sk, __u32 drops)
+static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const struct sock *sk, __u64 cgroup_id,
+							__u32 drops)
 {
 	struct udp_socket *s = bpf_map_lookup_elem(&udp_sockets, &cookie);
-	struct udp_socket new = {.address = (__u64)sk, .drops = drops};
+	struct udp_socket new = {.address = (__u64)sk, .cgroup_id = cgroup_id, .drops = drops};
 	struct lost_updates *l;
 
 	if (s)
 		return s;
-	new.cgroup_id = cgroup_of(sk);
 	bpf_map_update_elem(&udp_sockets, &cookie, &new, BPF_NOEXIST);
 	s = bpf_map_lookup_elem(&udp_sockets, &cookie);
 	l = lost_updates();
@@ -64,11 +64,12 @@ static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 	__u32 drops = drops_of(sk);
 
 	if (drops)
-		udp_socket_of(cookie, sk, drops);
+		udp_socket_of(cookie, sk, cgroup_of(sk), drops);
 	return 0;
 }
 
-static __noinline int pull_drops(__u64 cookie, const struct sock *sk)
+/* Its cgroup is given by who knows it: a socket that has ended may have none any more. */
+static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgroup_id)
 {
 	struct cgroup_key key = {}, other = {};
 	struct udp_totals none = {}, *t;
@@ -76,7 +77,7 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk)
 
 	if (!drops_of(sk) || cookie_at(sk) != cookie)
 		return 0;
-	s = udp_socket_of(cookie, sk, 0);
+	s = udp_socket_of(cookie, sk, cgroup_id, 0);
 	if (!s)
 		return 0;
 	key.id = s->cgroup_id;
@@ -101,7 +102,7 @@ SEC("?tp_btf/udp_fail_queue_rcv_skb")
 int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 {
 	if (!dormant() && is_ours(sk))
-		pull_drops(bpf_get_socket_cookie((void *)sk), sk);
+		pull_drops(bpf_get_socket_cookie((void *)sk), sk, cgroup_of(sk));
 	return 0;
 }
 
@@ -123,7 +124,7 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 	const struct sock *sk = (const void *)s->address;
 	__u64 key = *cookie;
 
-	pull_drops(key, sk);
+	pull_drops(key, sk, s->cgroup_id);
 	if (is_dead(key, sk)) {
 		if (!s->dead)
 			s->dead = walk->seats + 1;

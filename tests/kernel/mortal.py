@@ -23,7 +23,7 @@ from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.libbpf import open_pin
-from sockledger.kernel.links import ESSENTIAL
+from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import NotedCgroup
 from sockledger.kernel.pins import Pins
@@ -126,7 +126,7 @@ class Daemon:
         self._pins.remove()
 
     def detach(self) -> None:
-        for name in ESSENTIAL:
+        for name in (HOT_PATH, "sl_transmit"):
             run("bpftool", "link", "detach", "id", str(self._path.links.held[name].id))
 
     def mend(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.kernel.ledger import attached, record_of, repeating
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, flushing_udp, followed, meminfo_drops, tcp_losses
+from tests.kernel.tcp import Ends, drop_all, flushing_udp, followed, meminfo_drops, tcp_losses
 from tests.kernel.traffic import Generator, scaled
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -70,6 +70,25 @@ def full(ends: Ends, drops: int) -> Iterator[tuple[socket.socket, socket.socket]
     while meminfo_drops(receiver) < drops:
         sender.send(bytes(100))
     yield receiver, sender
+
+
+def test_closed_before_anybody_looks(below: CgroupRoot, ends: Ends) -> None:
+    """No tracepoint tells of what a filter drops: it is the socket's cgroup's, or lost with the socket."""
+    with attached(below) as path:
+        for _ in range(20):
+            deaf, talker = (
+                ends.new_socket(each, kind=socket.SOCK_DGRAM) for each in (ends.server, ends.client)
+            )
+            deaf.bind(("127.0.0.1", 0))
+            drop_all(deaf)
+            talker.connect(deaf.getsockname())
+            for _ in range(5):
+                talker.send(bytes(100))
+            assert meminfo_drops(deaf) == 5
+            deaf.close()
+            flush(path)
+        assert drops_of(path, ends.server) % 5 == 0
+        assert record_of(path, "udp_totals", 0)["receive_drops"] == 0
 
 
 def test_older_sockets_count_from_now_on(below: CgroupRoot, ends: Ends) -> None:

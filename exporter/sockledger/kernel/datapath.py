@@ -72,6 +72,17 @@ class Parts:
 
 
 METERS = ("sl_meter_receive", "sl_meter_transmit")
+# What is attached at all times, with a map that is there if it was.
+ATTACHED = {
+    "sl_cgroup_mkdir": "cgroups",
+    "sl_cgroup_rmdir": "cgroups",
+    "sl_cgroup_release": "cgroups",
+    "sl_tcp_states": "tcp_totals",
+    "sl_tcp_events": "tcp_totals",
+    HOT_PATH: "totals",
+    "sl_transmit": "totals",
+    "sl_udp_drops": "udp_totals",
+}
 
 
 def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
@@ -194,6 +205,9 @@ class DataPath:
         if pins.resumed and anew:
             logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
             pins.new_generation(filter(begins_alone, anew))
+        if pins.resumed:
+            kept = {each.map.name for each in self._map_pins} - anew
+            self.links.expected = {name for name, table in ATTACHED.items() if table in kept}
         for each in self._map_pins:
             pins.take_over(each)
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
@@ -268,6 +282,8 @@ class DataPath:
 
     def _hook(self, name: str) -> None:
         """Put a tracepoint's program in its slot, and attach what jumps there."""
+        if name in self.links.expected and self.maps[name + SLOT].lookup(bytes(4)) is None:
+            logger.warning("its slot was empty: counts are missing", extra={"program": name})
         self._fill_slot(name)
         self._hooks[name] = self.programs[f"{name}_now"].id
 

@@ -53,5 +53,6 @@ def mount_bpffs(path: Path) -> None:
     if _libc.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(flags), b"mode=0700"):
         reason = os.strerror(ctypes.get_errno())
         raise UserError(
-            f"{path}: not a BPF file system, and mounting one failed ({reason}): mount -t bpf bpf {path}"
+            f"{path}: not a BPF file system, and mounting one failed ({reason}): "
+            f"mkdir -p {path} && mount -t bpf bpf {path}"
         )

@@ -12,8 +12,6 @@ logger = logging.getLogger(__name__)
 
 # The program at the root's ingress, which every version has under this name: see kernel/attachments.py.
 HOT_PATH = "sl_receive"
-# Of these it is said if they have to be attached anew.
-ESSENTIAL = (HOT_PATH, "sl_transmit")
 
 
 class Links:
@@ -25,6 +23,7 @@ class Links:
         self._attach: dict[str, Callable[[], Link]] = {}
         self._new: set[str] = set()
         self._refused: set[str] = set()
+        self.expected: set[str] = set()  # of these it is said if they have to be attached anew
 
     def add(self, name: str, attach: Callable[[], Link], go_on: Callable[[Link], bool]) -> None:
         """Go on with the pinned link if *go_on* can, else *attach* and pin; UserError if that fails."""
@@ -40,7 +39,7 @@ class Links:
         self._new.add(name)
         if self._pins:
             self._pins.keep(self._held[name].fd, self._pins.link(name))
-            if self._pins.resumed and name in ESSENTIAL:
+            if name in self.expected:
                 logger.warning("attached anew, it was not any more: counts are missing", extra={"link": name})
 
     def is_new(self, name: str) -> bool:

@@ -113,7 +113,7 @@ class Pins:
         try:
             counted_in = int(self._root.readlink().name)
         except FileNotFoundError:
-            return "a start did not come to its end"
+            return "a start or an uninstall did not come to its end, or somebody has removed root"
         if missing := CORE - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
         left = self.all("maps") - wanted
