@@ -214,7 +214,7 @@ def test_a_map_that_is_not_there_any_more(pinned: Surroundings, netns: Netns) ->
         [path] = (pinned.bpffs / "sockledger/v1/maps").glob("tcp_totals-*")
         path.unlink()
         daemon = pinned.run()
-        assert daemon.lines("level=WARN", "begins at 0, as it is not pinned", "maps=tcp_totals") == 1
+        assert daemon.lines("level=WARN", "begins at 0, as it is not pinned", "tcp_sockets, tcp_totals") == 1
         assert sent_by_a(daemon.page()) == [sent]
 
 
