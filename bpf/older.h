@@ -3,13 +3,6 @@
 #include "tcp_sockets.h"
 #include "udp.h"
 
-static __always_inline bool is_internet(const struct sock *sk)
-{
-	__u16 family = READ_SOCK(sk, __sk_common.skc_family);
-
-	return family == AF_INET || family == AF_INET6;
-}
-
 SEC("?iter/task_file")
 int sl_older(struct bpf_iter__task_file *ctx)
 {

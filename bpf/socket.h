@@ -42,6 +42,13 @@ static __always_inline __u64 cgroup_of(const struct sock *sk)
 	return id_of(READ_SOCK(sk, sk_cgrp_data.cgroup));
 }
 
+static __always_inline bool is_internet(const struct sock *sk)
+{
+	__u16 family = READ_SOCK(sk, __sk_common.skc_family);
+
+	return family == AF_INET || family == AF_INET6;
+}
+
 #define MOST_LEVELS 64
 
 static __noinline __u64 ancestor(const struct cgroup *cgroup, __u32 level)

@@ -68,8 +68,18 @@ static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 	return 0;
 }
 
-/* Its cgroup is given by who knows it: a socket that has ended may have none any more. */
-static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgroup_id)
+/* Whether this is memory of a UDP socket that has not ended: what is free may be anything. */
+static __always_inline bool is_alive(const struct sock *sk)
+{
+	return READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter) > 0 &&
+	       READ_SOCK(sk, sk_protocol) == IPPROTO_UDP && is_internet(sk);
+}
+
+/*
+ * Memory that is free keeps what a socket had until it is another's, but not all of it: its cgroup is given
+ * by who knows it, and it has dropped *most* datagrams at most, which have come since the last flush.
+ */
+static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgroup_id, __u32 most)
 {
 	struct cgroup_key key = {}, other = {};
 	struct udp_totals none = {}, *t;
@@ -83,13 +93,15 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgro
 	key.id = s->cgroup_id;
 	t = sums_of(&udp_totals, &key, &none, &other);
 	for (int tries = 0; tries < 8 && t; tries++) {
-		__u32 before = READ_ONCE(s->drops), now = drops_of(sk);
+		__u32 before = READ_ONCE(s->drops), now = drops_of(sk), dropped = now - before;
 
+		if (!is_alive(sk) && dropped > most)
+			dropped = most;
 		/* the cookie is read last: then the rest was this socket's */
-		if ((__s32)(now - before) <= 0 || cookie_at(sk) != cookie)
+		if ((__s32)dropped <= 0 || cookie_at(sk) != cookie)
 			return 0;
 		if (__sync_val_compare_and_swap(&s->drops, before, now) == before) {
-			add(&t->receive_drops, now - before);
+			add(&t->receive_drops, dropped);
 			return 0;
 		}
 	}
@@ -102,14 +114,13 @@ SEC("?tp_btf/udp_fail_queue_rcv_skb")
 int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 {
 	if (!dormant() && is_ours(sk))
-		pull_drops(bpf_get_socket_cookie((void *)sk), sk, cgroup_of(sk));
+		pull_drops(bpf_get_socket_cookie((void *)sk), sk, cgroup_of(sk), 0);
 	return 0;
 }
 
-/* Memory that is free keeps the cookie until it is another's. */
 static __always_inline bool is_dead(__u64 cookie, const struct sock *sk)
 {
-	return !READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter) || cookie_at(sk) != cookie;
+	return !is_alive(sk) || cookie_at(sk) != cookie;
 }
 
 struct udp_walk {
@@ -124,7 +135,7 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 	const struct sock *sk = (const void *)s->address;
 	__u64 key = *cookie;
 
-	pull_drops(key, sk, s->cgroup_id);
+	pull_drops(key, sk, s->cgroup_id, 0);
 	if (is_dead(key, sk)) {
 		if (!s->dead)
 			s->dead = walk->seats + 1;
