@@ -75,9 +75,12 @@ static __always_inline bool is_alive(const struct sock *sk)
 	       READ_SOCK(sk, sk_protocol) == IPPROTO_UDP && is_internet(sk);
 }
 
+/* So many may have been dropped only after the flush that counted them, as where they waited to be read. */
+#define LATE 65536
+
 /*
  * Memory that is free keeps what a socket had until it is another's, but not all of it: its cgroup is given
- * by who knows it, and it has dropped *most* datagrams at most, which have come since the last flush.
+ * by who knows it, and so is that *most* datagrams at most have come since the last flush.
  */
 static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgroup_id, __u32 most)
 {
@@ -95,8 +98,8 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgro
 	for (int tries = 0; tries < 8 && t; tries++) {
 		__u32 before = READ_ONCE(s->drops), now = drops_of(sk), dropped = now - before;
 
-		if (!is_alive(sk) && dropped > most)
-			dropped = most;
+		if (!is_alive(sk) && dropped > most + LATE)
+			return 0;
 		/* the cookie is read last: then the rest was this socket's */
 		if ((__s32)dropped <= 0 || cookie_at(sk) != cookie)
 			return 0;
