@@ -198,15 +198,16 @@ class DataPath:
         """Let the object be loaded with the maps that are pinned."""
         pins.begin(self._root.id, self._map_pins)
         wanted = self.maps["tcp_sockets"].max_entries
-        anew = pins.missing({each.map.name for each in self._map_pins})
+        names = {each.map.name for each in self._map_pins}
+        anew = pins.missing(names)
         if not TOGETHER.isdisjoint(anew):
             pins.remove_maps([path for path in pins.all("maps") if pin_name(path) in TOGETHER])
-            anew = pins.missing({each.map.name for each in self._map_pins})
-        if pins.resumed and anew:
-            logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
-            pins.new_generation(filter(begins_alone, anew))
+            anew |= TOGETHER
         if pins.resumed:
-            kept = {each.map.name for each in self._map_pins} - anew
+            if anew:
+                logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
+            pins.new_generation(filter(begins_alone, anew))
+            kept = names - anew
             self.links.expected = {name for name, table in ATTACHED.items() if table in kept}
         for each in self._map_pins:
             pins.take_over(each)

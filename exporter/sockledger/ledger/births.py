@@ -140,7 +140,7 @@ class Births:
 
     def is_ending(self, group: str, labels: Labels, table: str) -> bool:
         """Whether a daemon before was about to take away a counter's sums, and did not come to its `end`."""
-        return self._key(group, labels, table) in self._ending
+        return bool(self._ending) and self._key(group, labels, table) in self._ending
 
     def end(self, group: str, labels: Labels, table: str = "") -> None:
         """Note that a counter is gone: one with its labels is a new one, and starts at 0."""

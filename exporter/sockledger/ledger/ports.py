@@ -77,20 +77,21 @@ class Ports:
         all_heard = busy == self._busy and len(queues) < self._datapath.maps[QUEUES].max_entries
         self._busy = busy
         for each, keys in found.items():
-            ending = self._births.is_ending(GROUP, port_labels(*each), PORTS)
+            labels = port_labels(*each)
+            ending = self._births.is_ending(GROUP, labels, PORTS)
             if not ending and any(number in removed for number, _ in keys):
                 continue
-            due = (
-                all_heard and self._is_due(each) and self._births.begin_end(GROUP, port_labels(*each), PORTS)
-            )
-            if due or ending:
-                self._retire(keys)
-                rows |= {key: (0,) * len(rows[key]) for key in keys}
-            if not any(any(rows[key]) for key in keys):
-                self._end_birth(*each)
-            for key in keys if due else ():
-                self._datapath.kept[PORTS].delete(key)
-                del rows[key]
+            due = all_heard and self._is_due(each) and self._births.begin_end(GROUP, labels, PORTS)
+            if not (due or ending):
+                continue
+            self._retire(keys)
+            self._end_birth(*each)
+            for key in keys:
+                if due:
+                    self._datapath.kept[PORTS].delete(key)
+                    del rows[key]
+                else:
+                    rows[key] = (0,) * len(rows[key])
 
     def _is_due(self, each: tuple[Workload, int]) -> bool:
         since = self._silent.get(each)

@@ -217,6 +217,8 @@ class Retirement:
         for name, rows in tables.items():
             room = self._datapath.kept[name].room
             short[name] = len(rows) - room + room // SPARE
+        if not +short:
+            return
         hidden = [number for number, each in noted.items() if each.removed and number not in filled]
         occupied = {
             number: Counter([CGROUPS, *(table for table, _, _ in empty[number])]) for number in hidden
