@@ -21,9 +21,7 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 	}
 	/* when it falls silent, too: what has come may be dropped only now, as it is read */
 	if (settings.udp && s->protocol == UDP && s->address)
-		pull_drops(owner, (const void *)s->address, s->cgroup_id,
-			   PENDING_PACKETS(READ_ONCE(s->pending[IPV4][RECEIVE])) +
-				   PENDING_PACKETS(READ_ONCE(s->pending[IPV6][RECEIVE])));
+		pull_drops(owner, (const void *)s->address, s->cgroup_id, false);
 	if (!drain(s)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);

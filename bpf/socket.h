@@ -92,4 +92,17 @@ static __noinline __u32 drops_of(const struct sock *sk)
 	return READ_SOCK(sk, sk_drops.counter);
 }
 
+#define MOST_OF_A_SOCKET 4096 /* bytes */
+
+/* Whether those counters are where they should be, in the socket. */
+static __noinline bool has_own_counters(const struct sock *sk)
+{
+	__u64 at = 0; /* for the verifier no pointer: two cannot be compared */
+
+	if (!bpf_core_field_exists(sk->sk_drop_counters))
+		return true;
+	bpf_core_read(&at, sizeof(at), &sk->sk_drop_counters);
+	return at - (__u64)sk < MOST_OF_A_SOCKET;
+}
+
 #endif

@@ -5,6 +5,7 @@
  */
 #include "drain.h"
 #include "flushes.h"
+#include "seats.h"
 #include "tcp_sockets.h"
 #include "udp.h"
 #include <bpf/bpf_core_read.h>
@@ -14,9 +15,6 @@
 
 #define IPV6_HEADER 40
 #define UDP_HEADER  8
-
-/* 2^64 by the golden ratio: its multiples are spread evenly */
-#define GOLDEN_RATIO 0x9E3779B97F4A7C15
 
 /*
  * Wire segments of a super-packet that came without gso_segs (from tun or virtio, SKB_GSO_DODGY): its
@@ -124,31 +122,6 @@ static __always_inline __u64 address_of(struct __sk_buff *skb)
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	return sk && sk->type != SOCK_RAW ? (__u64)sk : 0;
-}
-
-static __always_inline __u32 seats(void)
-{
-	struct bpf_map *map = (struct bpf_map *)&sockets;
-
-	asm volatile("" : "+r"(map)); /* or the compiler adds the offset first, and the verifier refuses */
-	return map->max_entries;
-}
-
-/*
- * One of the seats that a socket may have, way 0 being its home. Sockets that were made one after another, so
- * with cookies that follow each other, sit side by side, on a page or two: a packet of one in a thousand
- * sockets would miss the TLB otherwise. Two rounds of multiplying make the rest as good as random.
- */
-static __always_inline struct socket_counts *seat(__u64 cookie, int way)
-{
-	__u64 hash = (cookie / NEIGHBOURS * WAYS + way) * GOLDEN_RATIO;
-	__u32 index, most = seats();
-
-	hash = (hash ^ hash >> 32) * GOLDEN_RATIO;
-	index = ((hash >> 32) * most >> 32) + cookie % NEIGHBOURS;
-	if (index >= most)
-		index %= most;
-	return bpf_map_lookup_elem(&sockets, &index);
 }
 
 /*

@@ -1,21 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Datagrams that a UDP socket received and dropped. Each socket counts its own, mostly none: only those that
- * have any are kept here, with a cursor of what has been added to the totals. The flush reads the sockets
- * that had traffic, a tracepoint those that have just dropped and may be closed before the next flush.
+ * have any are kept here, with a cursor of what has been added to the totals.
  */
 #ifndef SOCKLEDGER_UDP_H
 #define SOCKLEDGER_UDP_H
 
 #include "drain.h"
-#include "flushes.h"
-#include "hook.h"
 #include "settings.h"
 #include "socket.h"
-#include <bpf/bpf_tracing.h>
 
 struct udp_socket {
-	__u64 address; /* of struct sock */
+	__u64 address; /* of struct sock; 0: it has been released */
 	__u64 cgroup_id;
 	__u32 drops; /* cursor */
 	__u32 dead;  /* one more than the walks over all seats before it was found so; 0: it lives */
@@ -68,27 +64,29 @@ static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 	return 0;
 }
 
-/* Whether this is memory of a UDP socket that has not ended: what is free may be anything. */
-static __always_inline bool is_alive(const struct sock *sk)
-{
-	return READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter) > 0 &&
-	       READ_SOCK(sk, sk_protocol) == IPPROTO_UDP && is_internet(sk);
-}
-
-/* So many may have been dropped only after the flush that counted them, as where they waited to be read. */
-#define LATE 65536
+#define MOST_REFERENCES 65536
 
 /*
- * Memory that is free keeps what a socket had until it is another's, but not all of it: its cgroup is given
- * by who knows it, and so is that *most* datagrams at most have come since the last flush.
+ * Whether this is memory of a socket that has not ended. None is read on purpose once its release was seen;
+ * the kernel's own sockets have none. What is free may be another's already, written in parts, the cookie not
+ * among them: so all is looked at that a living one has.
  */
-static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgroup_id, __u32 most)
+static __noinline bool is_alive(__u64 cookie, const struct sock *sk)
+{
+	__u32 references = READ_SOCK(sk, __sk_common.skc_refcnt.refs.counter);
+
+	return references > 0 && references < MOST_REFERENCES && READ_SOCK(sk, sk_protocol) == IPPROTO_UDP &&
+	       is_internet(sk) && has_own_counters(sk) && cookie_at(sk) == cookie;
+}
+
+/* *held*: by who calls, so that it is the socket's memory, though it may have ended. */
+static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgroup_id, bool held)
 {
 	struct cgroup_key key = {}, other = {};
 	struct udp_totals none = {}, *t;
 	struct udp_socket *s;
 
-	if (!drops_of(sk) || cookie_at(sk) != cookie)
+	if (!drops_of(sk) || (!held && !is_alive(cookie, sk)))
 		return 0;
 	s = udp_socket_of(cookie, sk, cgroup_id, 0);
 	if (!s)
@@ -96,12 +94,12 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgro
 	key.id = s->cgroup_id;
 	t = sums_of(&udp_totals, &key, &none, &other);
 	for (int tries = 0; tries < 8 && t; tries++) {
-		__u32 before = READ_ONCE(s->drops), now = drops_of(sk), dropped = now - before;
+		__u32 now = drops_of(sk);
+		/* a full barrier: who is alive after it was so when its drops were read */
+		__u32 before = __sync_fetch_and_or(&s->drops, 0);
+		__u32 dropped = now - before;
 
-		if (!is_alive(sk) && dropped > most + LATE)
-			return 0;
-		/* the cookie is read last: then the rest was this socket's */
-		if ((__s32)dropped <= 0 || cookie_at(sk) != cookie)
+		if ((__s32)dropped <= 0 || (!held && !is_alive(cookie, sk)))
 			return 0;
 		if (__sync_val_compare_and_swap(&s->drops, before, now) == before) {
 			add(&t->receive_drops, dropped);
@@ -109,55 +107,6 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgro
 		}
 	}
 	return 0;
-}
-
-HOOK(sl_udp_drops, "udp_fail_queue_rcv_skb")
-
-SEC("?tp_btf/udp_fail_queue_rcv_skb")
-int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
-{
-	if (!dormant() && is_ours(sk))
-		pull_drops(bpf_get_socket_cookie((void *)sk), sk, cgroup_of(sk), 0);
-	return 0;
-}
-
-static __always_inline bool is_dead(__u64 cookie, const struct sock *sk)
-{
-	return !is_alive(sk) || cookie_at(sk) != cookie;
-}
-
-struct udp_walk {
-	__u32 seats; /* walks over all seats before this */
-	__u32 left;
-};
-
-/* The next walk over the seats reads a dead socket's, the one after retires it. */
-static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s,
-			  struct udp_walk *walk)
-{
-	const struct sock *sk = (const void *)s->address;
-	__u64 key = *cookie;
-
-	pull_drops(key, sk, s->cgroup_id, 0);
-	if (is_dead(key, sk)) {
-		if (!s->dead)
-			s->dead = walk->seats + 1;
-		else if (walk->seats + 1 - s->dead >= 2 && !bpf_map_delete_elem(&udp_sockets, &key))
-			return 0;
-	}
-	walk->left++;
-	return 0;
-}
-
-/* All that ever dropped, and let go of those that are gone; returns how many are left. */
-SEC("?syscall")
-int sl_udp_flush(void *ctx)
-{
-	const struct flushes *f = the_flushes();
-	struct udp_walk walk = {.seats = f ? f->walks : 0};
-
-	bpf_for_each_map_elem(&udp_sockets, pull_drops_of, &walk, 0);
-	return walk.left;
 }
 
 #endif

@@ -48,6 +48,7 @@ EMPTY_NAMES = {
     "sl_tcp_events": "empty_events",
     "sl_tcp_states": "empty_states",
     "sl_udp_drops": "empty_drops",
+    "sl_udp_released": "empty_released",
     "sl_receive": "empty_receive",
     "sl_transmit": "empty_transmit",
 }

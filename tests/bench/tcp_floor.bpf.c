@@ -54,6 +54,12 @@ int empty_drops(void *ctx)
 	return 0;
 }
 
+SEC("cgroup/sock_release")
+int empty_released(struct bpf_sock *ctx)
+{
+	return 1;
+}
+
 SEC("cgroup_skb/ingress")
 int empty_receive(struct __sk_buff *skb)
 {

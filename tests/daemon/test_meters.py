@@ -106,7 +106,7 @@ def test_root_is_never_matched(place: Surroundings) -> None:
         page = daemon.page()
         assert points(page) == {"/", "/a", "/a/b"}
         attached = place.attached_by_cgroup()
-        assert len(attached[place.cgroup.path]) == 3, "sl_receive, sl_transmit and sl_tcp_events, no meter"
+        assert len(attached[place.cgroup.path]) == 4, "traffic in and out, TCP, UDP, and no meter"
         assert len(attached[a.path]) == 2
 
 

@@ -122,6 +122,11 @@ def totals_of(path: DataPath, cgroup_id: int) -> dict[tuple[str, str], Traffic]:
     return dict(found)
 
 
+def seats(path: DataPath) -> list[dict[str, int]]:
+    table = path.maps["sockets"]
+    return [table.value.unpack(table.lookup_index(index)) for index in range(table.max_entries)]
+
+
 def branches(path: DataPath) -> dict[str, int]:
     """Return how often each branch was taken, of an object with BRANCH_COUNTERS."""
     names = re.findall(r"^\tBRANCH_(\w+),", (BPF / "branch.h").read_text(), re.MULTILINE)

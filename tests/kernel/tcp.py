@@ -113,6 +113,14 @@ def meminfo_drops(sock: socket.socket) -> int:
     return drops
 
 
+_SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """The kernel's number for a socket, used once."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
+
+
 _SO_ATTACH_FILTER, _RETURN_NOTHING = 26, struct.pack("=HBBI", 6, 0, 0, 0)
 
 

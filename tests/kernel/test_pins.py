@@ -636,7 +636,7 @@ def test_no_memory_is_left(below: CgroupRoot, pins: Pins, generator: Generator, 
 # ---- what a hand or another agent does
 
 
-@pytest.mark.parametrize("name", ["sl_receive", "sl_transmit", "sl_tcp_events"])
+@pytest.mark.parametrize("name", ["sl_receive", "sl_transmit", "sl_tcp_events", "sl_udp_released"])
 def test_detached_by_hand(
     root: CgroupRoot, pins: Pins, generator: Generator, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from tests.kernel.ledger import NOTHING, attached, final_difference, totals_of
+from tests.kernel.ledger import NOTHING, attached, final_difference, seats, totals_of
 from tests.kernel.machine import Cgroup, Netns
+from tests.kernel.tcp import cookie_of
 from tests.kernel.traffic import SCALE
 from tests.kernel.truth import single_cpu
 
@@ -15,9 +16,8 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.sums import Traffic
 
-SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 FREE, RETIRED = 0, 1 << 63  # bpf/ledger.h
-WAYS, NEIGHBOURS, GOLDEN_RATIO = 8, 64, 0x9E3779B97F4A7C15  # bpf/ledger.h, bpf/traffic.h
+WAYS, NEIGHBOURS, GOLDEN_RATIO = 8, 64, 0x9E3779B97F4A7C15  # bpf/ledger.h, bpf/seats.h
 SOCKETS, SEATS = 100, 1024
 DATAGRAM = {"ipv4": 20 + 8 + 1, "ipv6": 40 + 8 + 1}
 
@@ -42,7 +42,7 @@ def send_one_each(sockets: list[socket.socket]) -> None:
 
 
 def cookies(sockets: list[socket.socket]) -> set[int]:
-    return {int.from_bytes(each.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little") for each in sockets}
+    return {cookie_of(each) for each in sockets}
 
 
 def places(cookie: int) -> list[int]:
@@ -62,11 +62,6 @@ def test_everybody_sits_at_a_place_of_his(below: CgroupRoot, client: Cgroup, net
         for cookie in cookies(sockets):
             at = places(cookie).index(seated[cookie])
             assert all(place in seated.values() for place in places(cookie)[:at]), "the first that was free"
-
-
-def seats(path: DataPath) -> list[dict[str, int]]:
-    table = path.maps["sockets"]
-    return [table.value.unpack(table.lookup_index(index)) for index in range(table.max_entries)]
 
 
 def owners(path: DataPath, cgroup: Cgroup) -> list[int]:
@@ -146,7 +141,7 @@ def test_cookies_of_many_cpus(below: CgroupRoot, client: Cgroup, netns: Netns) -
     ):
         for _ in range(cpus):
             made = [stack.enter_context(new_socket()) for _ in range(sockets)]
-            (first,) = cookies(made[:1])
+            first = cookie_of(made[0])
             for each in made:
                 each.sendto(b"x", ("::1", 9))
             while cookie_of_new_socket() // batch == first // batch:
@@ -167,8 +162,7 @@ def many_descriptors(number: int) -> Iterator[None]:
 
 def cookie_of_new_socket() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
-        (cookie,) = cookies([made])
-    return cookie
+        return cookie_of(made)
 
 
 def test_one_seat_is_enough(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:

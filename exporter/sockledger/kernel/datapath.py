@@ -82,6 +82,7 @@ ATTACHED = {
     HOT_PATH: "totals",
     "sl_transmit": "totals",
     "sl_udp_drops": "udp_totals",
+    "sl_udp_released": "udp_totals",
 }
 
 
@@ -248,7 +249,7 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs, or replace those that are pinned. UserError if the cgroup refuses.
 
-        First what notes cgroups, then the ends of connections, then those that are older, then packets; then
+        First what notes cgroups, then the ends of sockets, then those that are older, then packets; then
         drops of datagrams, for what a socket has dropped before its packets are counted is not ours.
         """
         parts = self._parts
@@ -262,6 +263,8 @@ class DataPath:
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
+            if parts.udp:
+                self._attach_root("sl_udp_released")
             if parts.tcp or parts.udp:
                 self._look_for_older()
             self._attach_root(HOT_PATH)
