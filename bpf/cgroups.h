@@ -15,7 +15,7 @@
  */
 struct cgroup_name {
 	__u64 removed;	/* 2^64 - 1, by user space: its sums are not kept, and it is not shown any more */
-	__u64 released; /* nothing counts for it any more: we have seen it, so only these programs write it */
+	__u64 released; /* nothing counts for it any more: we have seen it; nobody else says so */
 	__u64 level; /* so many components that the path begins with are above the cgroup in which we count */
 	char path[PATH_BYTES]; /* empty: nobody knows it */
 };

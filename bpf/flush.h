@@ -4,6 +4,15 @@
 #include "flushes.h"
 #include "udp.h"
 
+static __always_inline void pull_drops_at(struct socket_counts *s, __u64 owner)
+{
+	const struct sock *sk = (const void *)READ_ONCE(s->address);
+
+	/* a full barrier: its cgroup is read after its owner was */
+	if (sk && __sync_fetch_and_or(&s->owner, 0) == owner)
+		pull_drops(owner, sk, s->cgroup_id, false);
+}
+
 static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_counts *s, __u32 *taken)
 {
 	__u64 owner = READ_ONCE(s->owner);
@@ -20,8 +29,8 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 		return 0;
 	}
 	/* when it falls silent, too: what has come may be dropped only now, as it is read */
-	if (settings.udp && s->protocol == UDP && s->address)
-		pull_drops(owner, (const void *)s->address, s->cgroup_id, false);
+	if (settings.udp && s->protocol == UDP)
+		pull_drops_at(s, owner);
 	if (!drain(s)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);

@@ -20,8 +20,12 @@ int sl_older(struct bpf_iter__task_file *ctx)
 	if (!sk || !is_internet(sk) || READ_SOCK(sk, sk_type) == SOCK_RAW || !is_ours(sk))
 		return 0;
 	protocol = READ_SOCK(sk, sk_protocol);
-	if (settings.udp && protocol == IPPROTO_UDP)
-		begin_udp(bpf_get_socket_cookie(sk), sk);
+	if (settings.udp && protocol == IPPROTO_UDP) {
+		if (settings.udp_resumed)
+			pull_drops(bpf_get_socket_cookie(sk), sk, cgroup_of(sk), true);
+		else
+			begin_udp(bpf_get_socket_cookie(sk), sk);
+	}
 	/* of MPTCP the network sees the subflows, which have no files: they are found at their first packets
 	 */
 	if (settings.tcp && protocol == IPPROTO_TCP)

@@ -54,7 +54,7 @@ static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const stru
 	return s;
 }
 
-/* When its packets begin to be counted: what it dropped before is not ours. */
+/* When it begins to be counted: what it dropped before is not ours. */
 static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 {
 	__u32 drops = drops_of(sk);
@@ -64,12 +64,20 @@ static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
 	return 0;
 }
 
-#define MOST_REFERENCES 65536
+/* Whether a socket may have dropped some before it was ours, and was not found by a file then. */
+static __always_inline bool unknown_udp(const struct sock *sk)
+{
+	const struct socket *socket = READ_SOCK(sk, sk_socket);
+
+	return !settings.sees_all_processes || !socket || !READ_KERNEL(struct socket, socket, file);
+}
+
+#define MOST_REFERENCES 65536 /* far more than lookups and timers hold, far less than a pointer's half */
 
 /*
  * Whether this is memory of a socket that has not ended. None is read on purpose once its release was seen;
- * the kernel's own sockets have none. What is free may be another's already, written in parts, the cookie not
- * among them: so all is looked at that a living one has.
+ * the kernel's own sockets have none, nor has one that a datagram gives a seat just then. What is free may be
+ * another's already, written in parts, the cookie not among them: so all is looked at that a living one has.
  */
 static __noinline bool is_alive(__u64 cookie, const struct sock *sk)
 {

@@ -20,10 +20,7 @@ int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 	return 0;
 }
 
-/*
- * A process has closed the socket. Only of one that has a seat or an entry is known that it began with what
- * is ours. From here on no flush reads its memory, but for a datagram that finds a seat just now.
- */
+/* A process has closed the socket. From here on no flush reads its memory. */
 SEC("?cgroup/sock_release")
 int sl_udp_released(struct bpf_sock *ctx)
 {
@@ -42,9 +39,9 @@ int sl_udp_released(struct bpf_sock *ctx)
 			WRITE_ONCE(s->address, 0);
 		}
 	}
-	if (!begun && !bpf_map_lookup_elem(&udp_sockets, &cookie))
-		return 1;
-	if (!dormant())
+	begun = begun || bpf_map_lookup_elem(&udp_sockets, &cookie);
+	/* what has been counted is so to its end; of another has dropped some before, perhaps */
+	if (begun || (!dormant() && !unknown_udp((const void *)ctx)))
 		pull_drops(cookie, (const void *)ctx, cgroup_of((const void *)ctx), true);
 	drops = bpf_map_lookup_elem(&udp_sockets, &cookie);
 	if (drops)
@@ -64,14 +61,12 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 	const struct sock *sk = (const void *)s->address;
 	__u64 key = *cookie;
 
-	if (sk)
+	if (sk && is_alive(key, sk))
 		pull_drops(key, sk, s->cgroup_id, false);
-	if (!sk || !is_alive(key, sk)) {
-		if (!s->dead)
-			s->dead = walk->seats + 1;
-		else if (walk->seats + 1 - s->dead >= 2 && !bpf_map_delete_elem(&udp_sockets, &key))
-			return 0;
-	}
+	else if (!s->dead)
+		s->dead = walk->seats + 1;
+	else if (walk->seats + 1 - s->dead >= 2 && !bpf_map_delete_elem(&udp_sockets, &key))
+		return 0;
 	walk->left++;
 	return 0;
 }

@@ -88,11 +88,14 @@ def test_accounts_agree_with_each_other(generator: Generator, netns: Netns) -> N
 def test_accounts_of_slow_connections(generator: Generator, netns: Netns) -> None:
     for side in generator.run("accounts", 64, slow=1).tcp_info.values():
         assert side["busy_time"] >= side["rwnd_limited"] > 0
-    slow_link = ("rate", "20mbit", "burst", "100k", "latency", "1s")
+    slow_link = ("rate", "10mbit", "burst", "100k", "latency", "1s")
     netns.run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", *slow_link)
-    for side in generator.run("accounts", 64, small_buffer=1).tcp_info.values():
-        # an emulator is slower than the link
-        assert side["busy_time"] >= side["sndbuf_limited"] > (0 if SCALE == 1 else -1)
+    sides = generator.run("accounts", 64, small_buffer=1).tcp_info.values()
+    assert all(side["busy_time"] >= side["sndbuf_limited"] for side in sides)
+    # of one side it may be less than a tick
+    assert sum(side["sndbuf_limited"] for side in sides) > 0 or SCALE > 1, (
+        "an emulator is slower than the link"
+    )
 
 
 @pytest.mark.parametrize("family", [4, 6])

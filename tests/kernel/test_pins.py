@@ -39,6 +39,7 @@ from tests.kernel.tcp import (
     books_of,
     busy_cpus,
     counts_of,
+    deaf_socket,
     drop_all,
     find_older,
     infos,
@@ -493,6 +494,19 @@ def test_what_tcp_counts_by_itself_goes_on(below: CgroupRoot, pins: Pins, ends: 
         for side, cgroup in (("client", ends.client), ("server", ends.server)):
             assert books_of(path, cgroup.id).counts == counts_of(infos(pairs, side))
         assert tcp_losses(path) == {}
+
+
+def test_drops_of_a_time_without_seats(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    """No tracepoint tells of them: they are counted as the socket is closed, or the next daemon begins."""
+    start(below, pins, sockets=1).close()
+    lives, closed, older = deaf_socket(ends), deaf_socket(ends), deaf_socket(ends)
+    closed.close()
+    with closing(start(below, pins, sockets=1)) as path:
+        assert record_of(path, "udp_totals", ends.server.id)["receive_drops"] == 15
+    older.close()
+    with closing(start(below, pins, sockets=1)) as path:
+        assert record_of(path, "udp_totals", ends.server.id)["receive_drops"] == 15
+    lives.close()
 
 
 def test_what_never_changes(root: CgroupRoot) -> None:

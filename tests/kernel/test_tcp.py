@@ -262,7 +262,7 @@ def test_accounts_of_connections_that_the_receiver_limits(below: CgroupRoot, gen
 def test_accounts_of_connections_that_the_send_buffer_limits(
     below: CgroupRoot, generator: Generator, netns: Netns
 ) -> None:
-    slow_link = ("rate", "20mbit", "burst", "100k", "latency", "1s")
+    slow_link = ("rate", "10mbit", "burst", "100k", "latency", "1s")
     try:
         netns.run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", *slow_link)
     except RuntimeError as error:

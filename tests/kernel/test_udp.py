@@ -12,10 +12,10 @@ import pytest
 from tests.kernel.ledger import attached, record_of, repeating, seats
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import Ends, cookie_of, drop_all, flushing_udp, followed, meminfo_drops, tcp_losses
+from tests.kernel.tcp import Ends, cookie_of, deaf_socket, flushing_udp, followed, meminfo_drops, tcp_losses
 from tests.kernel.traffic import Generator, scaled
-from tests.patience import eventually
 
+from sockledger.kernel import datapath
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.sums import RETIRED
@@ -74,30 +74,17 @@ def full(ends: Ends, drops: int) -> Iterator[tuple[socket.socket, socket.socket]
     yield receiver, sender
 
 
-def deaf(ends: Ends) -> socket.socket:
-    """A socket that has dropped five datagrams by a filter: no tracepoint tells of these."""
-    made = ends.new_socket(ends.server, kind=socket.SOCK_DGRAM)
-    made.bind(("127.0.0.1", 0))
-    drop_all(made)
-    talker = ends.new_socket(ends.client, kind=socket.SOCK_DGRAM)
-    talker.connect(made.getsockname())
-    for _ in range(5):
-        talker.send(bytes(100))
-    eventually(lambda: meminfo_drops(made) == 5, "dropped: a softirq may come late")
-    return made
-
-
 def test_closed_before_anybody_looks(below: CgroupRoot, ends: Ends) -> None:
     with attached(below) as path:
         for _ in range(20):
-            deaf(ends).close()
+            deaf_socket(ends).close()
         flush(path)
         assert drops_of(path, ends.server) == 100
 
 
 def test_closed_after_a_flush(below: CgroupRoot, ends: Ends) -> None:
     with attached(below) as path:
-        made = [deaf(ends) for _ in range(20)]
+        made = [deaf_socket(ends) for _ in range(20)]
         for each in made:
             flush(path)
             each.close()
@@ -105,9 +92,10 @@ def test_closed_after_a_flush(below: CgroupRoot, ends: Ends) -> None:
         assert drops_of(path, ends.server) == 100
 
 
-def test_closed_unseen(below: CgroupRoot, ends: Ends) -> None:
+def test_closed_unknown(below: CgroupRoot, ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may have dropped before it was counted is not ours."""
-    made = deaf(ends)
+    monkeypatch.setattr(datapath, "sees_all_processes", lambda: False)
+    made = deaf_socket(ends)
     with attached(below) as path:
         table = path.maps["udp_sockets"]
         table.delete(cookie_of(made).to_bytes(8, sys.byteorder))  # it was found as the daemon began
@@ -116,10 +104,19 @@ def test_closed_unseen(below: CgroupRoot, ends: Ends) -> None:
         assert drops_of(path, ends.server) == 0
 
 
+def test_closed_without_a_seat(below: CgroupRoot, ends: Ends) -> None:
+    with attached(below, sockets=1) as path:
+        lives = [deaf_socket(ends) for _ in range(3)]
+        for each in lives[1:]:
+            each.close()
+        assert drops_of(path, ends.server) == 10
+        assert path.lost_updates()["sockets_full"] > 0
+
+
 def test_no_flush_reads_what_was_released(below: CgroupRoot, ends: Ends) -> None:
     """Free memory may hold anything."""
     with attached(below, sockets=1024) as path:
-        closed, lives = deaf(ends), deaf(ends)
+        closed, lives = deaf_socket(ends), deaf_socket(ends)
         flush(path)
         entries = path.maps["udp_sockets"]
 
@@ -220,7 +217,9 @@ def test_entries_of_dead_sockets_go(below: CgroupRoot, ends: Ends) -> None:
         assert followed(path, ends.server.id, "udp_sockets") == 0
 
 
-def test_drop_that_comes_late(below: CgroupRoot, ends: Ends) -> None:
+@pytest.mark.parametrize("flushes", [1, 3])
+@pytest.mark.parametrize("closed", [False, True])
+def test_drop_that_comes_late(below: CgroupRoot, ends: Ends, flushes: int, closed: bool) -> None:
     """A wrong checksum may be seen long after the datagram came: when it is read."""
     receiver = ends.new_socket(ends.server, kind=socket.SOCK_DGRAM)
     receiver.bind(("127.0.0.1", 0))
@@ -232,13 +231,17 @@ def test_drop_that_comes_late(below: CgroupRoot, ends: Ends) -> None:
         raw = ends.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP))
     with attached(below) as path:
         raw.sendto(wrong, ("127.0.0.1", 0))
-        flush(path)
+        for _ in range(flushes):  # with three its seat is taken back
+            flush(path)
         receiver.setblocking(False)
         with pytest.raises(BlockingIOError):
             receiver.recv(200)
         assert meminfo_drops(receiver) == 1
-        for _ in range(3):  # the seat is taken back meanwhile
+        for _ in range(3):
             flush(path)
-        sender.send(b"x")
+        if closed:
+            receiver.close()
+        else:
+            sender.send(b"x")
         flush(path)
         assert drops_of(path, ends.server) == 1

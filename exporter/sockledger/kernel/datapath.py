@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.features import forbids_reading
+from sockledger.kernel.features import forbids_reading, sees_all_processes
 from sockledger.kernel.libbpf import (
     Link,
     LoadError,
@@ -86,9 +86,20 @@ ATTACHED = {
 }
 
 
-def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
-    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end."""
-    value = opened.btf.struct("settings").pack(root=root_id, lease=lease, **asdict(parts))
+def set_parts(
+    opened: Object, root_id: int, parts: Parts, lease: int = 0, *, udp_resumed: bool = False
+) -> None:
+    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end.
+
+    *udp_resumed*: what UDP sockets have dropped was counted before.
+    """
+    value = opened.btf.struct("settings").pack(
+        root=root_id,
+        lease=lease,
+        udp_resumed=udp_resumed,
+        sees_all_processes=sees_all_processes(),
+        **asdict(parts),
+    )
     opened.maps[".rodata.settings"].set_initial_value(value)
 
 
@@ -130,7 +141,6 @@ class DataPath:
         self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
         self._fresh = pins is not None and not pins.there()
 
-        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
         for name, program in self.programs.items():
             if name == "sl_older":
                 program.set_autoload(parts.tcp or parts.udp)
@@ -148,8 +158,14 @@ class DataPath:
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
-        if pins:
-            self._take_over_maps(pins)
+        taken_over = self._take_over_maps(pins) if pins else set()
+        set_parts(
+            self._object,
+            root.id,
+            parts,
+            round(lease * ticks_per_second()),
+            udp_resumed={"udp_totals", "udp_sockets"} <= taken_over,
+        )
         try:
             self._object.load()
         except LoadError as error:
@@ -195,8 +211,8 @@ class DataPath:
 
     # ---- pins
 
-    def _take_over_maps(self, pins: Pins) -> None:
-        """Let the object be loaded with the maps that are pinned."""
+    def _take_over_maps(self, pins: Pins) -> set[str]:
+        """Let the object be loaded with the maps that are pinned; return the names of those that go on."""
         pins.begin(self._root.id, self._map_pins)
         wanted = self.maps["tcp_sockets"].max_entries
         names = {each.map.name for each in self._map_pins}
@@ -208,8 +224,7 @@ class DataPath:
             if anew:
                 logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
             pins.new_generation(filter(begins_alone, anew))
-            kept = names - anew
-            self.links.expected = {name for name, table in ATTACHED.items() if table in kept}
+            self.links.expected = {name for name, table in ATTACHED.items() if table in names - anew}
         for each in self._map_pins:
             pins.take_over(each)
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
@@ -217,6 +232,7 @@ class DataPath:
                 "limits.connections stays as it is: a reboot or sockledger uninstall lets it change",
                 extra={"wanted": wanted, "limit": limit},
             )
+        return names - anew if pins.resumed else set()
 
     def _keep_maps(self, pins: Pins) -> None:
         """Pin all maps, and the flush. What jumps to a slot that is not there any more is taken off first."""
@@ -249,7 +265,7 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs, or replace those that are pinned. UserError if the cgroup refuses.
 
-        First what notes cgroups, then the ends of sockets, then those that are older, then packets; then
+        First what notes cgroups, then the ends of connections, then those that are older, then packets; then
         drops of datagrams, for what a socket has dropped before its packets are counted is not ours.
         """
         parts = self._parts
@@ -263,10 +279,10 @@ class DataPath:
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
-            if parts.udp:
-                self._attach_root("sl_udp_released")
             if parts.tcp or parts.udp:
                 self._look_for_older()
+            if parts.udp:
+                self._attach_root("sl_udp_released")  # it knows of the seats that these give:
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
             if parts.udp:
@@ -298,12 +314,11 @@ class DataPath:
                 reason = f"{error.strerror}: {advice(error)}"
                 raise UserError(f"attaching program {name} failed: {reason}") from None
 
-        self.links.add(name, attach, lambda _: True)
         if self._pins:
-            # the program that is attached may be a predecessor's
-            self._jumpers[name] = self._pins.keep_program(
-                name, self.programs[name].fd, self.links.is_new(name)
-            )
+            # before its link: nobody who finds that finds it without its program, or with another's
+            is_new = not self._pins.link(name).exists()
+            self._jumpers[name] = self._pins.keep_program(name, self.programs[name].fd, is_new)
+        self.links.add(name, attach, lambda _: True)
 
     def _fill_slot(self, name: str) -> None:
         self.maps[name + SLOT].update(bytes(4), self.programs[f"{name}_now"].fd.to_bytes(4, sys.byteorder))

@@ -42,10 +42,6 @@ class Links:
             if name in self.expected:
                 logger.warning("attached anew, it was not any more: counts are missing", extra={"link": name})
 
-    def is_new(self, name: str) -> bool:
-        """Whether a link was not there before."""
-        return name in self._new
-
     def _pinned(self, name: str) -> Link | None:
         return self._pins.open_link(name) if self._pins else None
 
