@@ -21,10 +21,8 @@ int sl_older(struct bpf_iter__task_file *ctx)
 		return 0;
 	protocol = READ_SOCK(sk, sk_protocol);
 	if (settings.udp && protocol == IPPROTO_UDP) {
-		if (settings.udp_resumed)
-			pull_drops(bpf_get_socket_cookie(sk), sk, cgroup_of(sk), true);
-		else
-			begin_udp(bpf_get_socket_cookie(sk), sk);
+		meet_udp(bpf_get_socket_cookie(sk), sk);
+		pull_drops(bpf_get_socket_cookie(sk), sk, cgroup_of(sk), true);
 	}
 	/* of MPTCP the network sees the subflows, which have no files: they are found at their first packets
 	 */

@@ -11,8 +11,6 @@ const volatile struct settings {
 	__u8 tcp;
 	__u8 tcp_histograms; /* per cgroup, beside those of the node */
 	__u8 udp;
-	__u8 udp_resumed;	 /* what was dropped before there were others like these is known */
-	__u8 sees_all_processes; /* so whatever socket has a file is found as the first of these begin */
 } settings SEC(".rodata.settings") = {};
 
 #endif

@@ -147,8 +147,8 @@ static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct 
 	sk = (const void *)READ_ONCE(s->address);
 	if (settings.tcp && sk && s->protocol == TCP)
 		adopt(cookie, sk);
-	if (settings.udp && sk && s->protocol == UDP && unknown_udp(sk))
-		begin_udp(cookie, sk);
+	if (settings.udp && sk && s->protocol == UDP)
+		meet_udp(cookie, sk);
 	__sync_lock_test_and_set(&s->owner, cookie);
 	return true;
 }

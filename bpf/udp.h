@@ -54,22 +54,40 @@ static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const stru
 	return s;
 }
 
-/* When it begins to be counted: what it dropped before is not ours. */
-static __noinline int begin_udp(__u64 cookie, const struct sock *sk)
-{
-	__u32 drops = drops_of(sk);
+/*
+ * What a socket dropped before it was counted is not ours, so user space has those looked for that are there
+ * already. How much is known of sockets without an entry since then, the entry of no socket says, in place
+ * of its cursor.
+ */
+enum known {
+	KNOWN_NONE,   /* there is no entry: any may have dropped some before */
+	KNOWN_SEATED, /* those that have a seat have not */
+	KNOWN_ALL,    /* nor has any that has a file */
+};
 
-	if (drops)
-		udp_socket_of(cookie, sk, cgroup_of(sk), drops);
-	return 0;
+static __always_inline enum known known_sockets(void)
+{
+	__u64 nobody = 0;
+	const struct udp_socket *s = bpf_map_lookup_elem(&udp_sockets, &nobody);
+
+	return s ? s->drops : KNOWN_NONE;
 }
 
-/* Whether a socket may have dropped some before it was ours, and was not found by a file then. */
-static __always_inline bool unknown_udp(const struct sock *sk)
+static __always_inline bool has_file(const struct sock *sk)
 {
 	const struct socket *socket = READ_SOCK(sk, sk_socket);
 
-	return !settings.sees_all_processes || !socket || !READ_KERNEL(struct socket, socket, file);
+	return socket && READ_KERNEL(struct socket, socket, file);
+}
+
+/* As it finds a seat: one that has an entry is known. */
+static __noinline int meet_udp(__u64 cookie, const struct sock *sk)
+{
+	__u32 drops = drops_of(sk);
+
+	if (drops && (known_sockets() != KNOWN_ALL || !has_file(sk)))
+		udp_socket_of(cookie, sk, cgroup_of(sk), drops);
+	return 0;
 }
 
 #define MOST_REFERENCES 65536 /* far more than lookups and timers hold, far less than a pointer's half */
@@ -99,6 +117,10 @@ static __noinline int pull_drops(__u64 cookie, const struct sock *sk, __u64 cgro
 	s = udp_socket_of(cookie, sk, cgroup_id, 0);
 	if (!s)
 		return 0;
+	if (known_sockets() == KNOWN_NONE) {
+		WRITE_ONCE(s->drops, drops_of(sk));
+		return 0;
+	}
 	key.id = s->cgroup_id;
 	t = sums_of(&udp_totals, &key, &none, &other);
 	for (int tries = 0; tries < 8 && t; tries++) {

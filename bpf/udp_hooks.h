@@ -24,6 +24,7 @@ int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 SEC("?cgroup/sock_release")
 int sl_udp_released(struct bpf_sock *ctx)
 {
+	const struct sock *sk = (const void *)ctx;
 	struct udp_socket *drops;
 	bool begun = false;
 	__u64 cookie;
@@ -39,10 +40,11 @@ int sl_udp_released(struct bpf_sock *ctx)
 			WRITE_ONCE(s->address, 0);
 		}
 	}
+	if (!drops_of(sk))
+		return 1;
 	begun = begun || bpf_map_lookup_elem(&udp_sockets, &cookie);
-	/* what has been counted is so to its end; of another has dropped some before, perhaps */
-	if (begun || (!dormant() && !unknown_udp((const void *)ctx)))
-		pull_drops(cookie, (const void *)ctx, cgroup_of((const void *)ctx), true);
+	if (begun || (known_sockets() == KNOWN_ALL && has_file(sk) && !dormant()))
+		pull_drops(cookie, sk, cgroup_of(sk), true);
 	drops = bpf_map_lookup_elem(&udp_sockets, &cookie);
 	if (drops)
 		WRITE_ONCE(drops->address, 0);
@@ -58,10 +60,12 @@ struct udp_walk {
 static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_socket *s,
 			  struct udp_walk *walk)
 {
-	const struct sock *sk = (const void *)s->address;
+	const struct sock *sk = (const void *)READ_ONCE(s->address);
 	__u64 key = *cookie;
 
-	if (sk && is_alive(key, sk))
+	if (!key)
+		; /* no socket's */
+	else if (sk && is_alive(key, sk))
 		pull_drops(key, sk, s->cgroup_id, false);
 	else if (!s->dead)
 		s->dead = walk->seats + 1;

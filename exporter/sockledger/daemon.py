@@ -310,8 +310,8 @@ class Daemon:
     def _is_pinned(self, datapath: DataPath) -> bool:
         try:
             return datapath.links.held[HOT_PATH].id in self._pins.link_ids(HOT_PATH)
-        except OSError:
-            return False
+        except OSError:  # read-only by now, perhaps
+            return self._pins.link(HOT_PATH).exists()
 
     async def _ping_watchdog(self) -> None:
         """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.

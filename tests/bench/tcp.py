@@ -31,7 +31,7 @@ from sockledger.kernel.libbpf import Object, Program, program_stats
 PAIRS = 100  # of rounds, with and without
 SECONDS = 0.05  # what a round takes, about
 ROUNDS = 15  # in which programs are timed
-DATAGRAMS = 3000  # dropped in a round
+DATAGRAMS = 3000  # dropped in a round, or a socket's only one
 HELD = 5000  # connections, for the memory that each takes
 
 MODES = {
@@ -134,6 +134,19 @@ def _dropped_datagrams(cgroup: Path) -> Iterator[Callable[[], None]]:
 
         send()
         yield send
+
+
+def _short_lives(cgroup: Path) -> Callable[[], None]:
+    """Return a function that opens sockets, each for a datagram, as who asks a name server."""
+    Cgroups.enter(cgroup)
+
+    def open_and_close() -> None:
+        for _ in range(DATAGRAMS):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+                end.bind(("127.0.0.1", 0))
+                end.sendto(b"x", end.getsockname())
+
+    return open_and_close
 
 
 # ---- what is attached
@@ -360,6 +373,8 @@ def _print_programs(binary: Path, below: Cgroups, floor: Object) -> None:
         ):
             contenders = (empty_contender(floor, root.fd), our_contender(OURS, path))
             rows += _program_rows(contenders, ["sl_udp_drops"], send, DATAGRAMS, "a datagram")
+            lives = _short_lives(below.children[0])
+            rows += _program_rows(contenders, ["sl_udp_released"], lives, DATAGRAMS, "a UDP socket")
     print_table(
         f"Programs by the kernel's clock: {ROUNDS} rounds; states and drops are the whole machine's",
         (

@@ -82,7 +82,7 @@ def test_entries_are_those_in_use(below: CgroupRoot, ends: Ends, parts: Parts, a
             assert found["tcp_sockets"] == 2 * PAIRS + LISTENERS
             assert found["listen_queues"] == LISTENERS
         if parts.udp:
-            assert found["udp_sockets"] == DROWNED
+            assert found["udp_sockets"] == DROWNED + 1, "and what is known of others"
 
 
 @pytest.mark.parametrize("name", ["totals", "tcp_totals", "tcp_histograms", "udp_totals"])
@@ -114,7 +114,7 @@ def test_other_full_maps_are_told_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     room = "	__uint(max_entries, 65536);\n	__type(key, __u64); /* cookie */\n"
-    image = build(tmp_path, (Change("udp.h", room, room.replace("65536", "1")),))
+    image = build(tmp_path, (Change("udp.h", room, room.replace("65536", "2")),))
     with attached(below, image, cgroups=2, connections=1) as path, ExitStack() as stack:
         ledger = Ledger(path, below, Meters((), below, path))
         stack.enter_context(new_cgroup(parent.path, "third"))

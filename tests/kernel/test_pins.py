@@ -38,6 +38,7 @@ from tests.kernel.tcp import (
     Pair,
     books_of,
     busy_cpus,
+    cookie_of,
     counts_of,
     deaf_socket,
     drop_all,
@@ -509,6 +510,83 @@ def test_drops_of_a_time_without_seats(below: CgroupRoot, pins: Pins, ends: Ends
     lives.close()
 
 
+def drops_at(ends: Ends, path: DataPath) -> int:
+    path.flush()
+    return record_of(path, "udp_totals", ends.server.id)["receive_drops"]
+
+
+def test_drops_of_a_time_without_their_collector(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    """Of sockets that have their seats still."""
+    with closing(start(below, pins)) as path:
+        deaf_socket(ends)
+        assert drops_at(ends, path) == 5
+    with closing(start(below, pins, parts=Parts(udp=False))) as path:
+        deaf_socket(ends)
+        path.flush()
+    with closing(start(below, pins)) as path:
+        assert drops_at(ends, path) == 0
+        deaf_socket(ends)
+        assert drops_at(ends, path) == 5
+
+
+def test_drops_with_their_cursors_unpinned_by_hand(below: CgroupRoot, pins: Pins, ends: Ends) -> None:
+    with closing(start(below, pins)) as path:
+        deaf_socket(ends)
+        assert drops_at(ends, path) == 5
+    [pinned] = [each for each in pins.all("maps") if pin_name(each) == "udp_sockets"]
+    pinned.unlink()
+    deaf_socket(ends)
+    with closing(start(below, pins)) as path:
+        assert drops_at(ends, path) == 5, "not twice, and of those since nothing is known"
+
+
+@pytest.mark.parametrize("step", [HOT_PATH, "sl_udp_released"])
+def test_drops_before_a_start_that_came_to_its_end(
+    below: CgroupRoot,
+    pins: Pins,
+    ends: Ends,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    """One was killed before packets were counted. Nor is anything said of what it had not attached."""
+    deaf_socket(ends)
+    attach_root = DataPath._attach_root
+
+    def until(path: DataPath, name: str) -> None:
+        if name == step:
+            raise KeyboardInterrupt
+        attach_root(path, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DataPath, "_attach_root", until)
+        with pytest.raises(KeyboardInterrupt):
+            start(below, pins)
+    deaf_socket(ends)
+    with closing(start(below, pins)) as path:
+        assert drops_at(ends, path) == 0
+        deaf_socket(ends)
+        assert drops_at(ends, path) == 5
+    assert not caplog.records
+
+
+def test_drops_before_a_daemon_that_saw_few(
+    below: CgroupRoot, pins: Pins, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is in a pid namespace of its own, its successor is not."""
+    made = deaf_socket(ends)
+    cookie = cookie_of(made).to_bytes(8, sys.byteorder)
+    with monkeypatch.context() as patched:
+        patched.setattr(datapath, "sees_all_processes", lambda: False)
+        with closing(start(below, pins)) as path:
+            path.maps["udp_sockets"].delete(cookie)
+    with closing(start(below, pins)) as path:
+        assert drops_at(ends, path) == 0
+        path.maps["udp_sockets"].delete(cookie)
+    with closing(start(below, pins)) as path:
+        assert drops_at(ends, path) == 5, "known, by its word"
+
+
 def test_what_never_changes(root: CgroupRoot) -> None:
     """Whoever changes the layout of these moves VERSION on: no daemon goes on with entries of the other."""
     path = DataPath(root, cgroups=1, sockets=1, connections=1)
@@ -770,6 +848,30 @@ def test_what_an_upgrade_needs_unpinned_by_hand(
             each.unlink()
     with closing(start(root, pins, sockets=1000)) as path:
         assert final_difference(path, root) == NOTHING
+
+
+def test_generations_unpinned_by_hand_while_no_daemon_runs(
+    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(below, pins).close()
+    (pins.folder / "generations").rmdir()
+    start(below, pins).close()
+    assert caplog.text.count("somebody has removed generations") == 1
+
+
+def test_a_link_that_another_version_did_not_have(
+    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(below, pins).close()
+    pins.begin(below.id, ())
+    pins.note_attached(pins.attached - {"sl_udp_released"})
+    pins.link("sl_udp_released").unlink()
+    for _ in range(2):
+        start(below, pins).close()
+    assert not caplog.records
+    pins.link("sl_udp_released").unlink()
+    start(below, pins).close()
+    assert caplog.text.count("attached anew, it was not any more") == 1
 
 
 def test_links_unpinned_by_hand_while_no_daemon_runs(

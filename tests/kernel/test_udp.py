@@ -199,7 +199,7 @@ def test_drops_beside_the_root_are_not_counted(ends: Ends, client: Cgroup) -> No
 def test_sockets_that_find_no_room(below: CgroupRoot, ends: Ends, tmp_path: Path) -> None:
     """Of those that have room all is counted; the others are told of."""
     room = "	__uint(max_entries, 65536);\n	__type(key, __u64); /* cookie */\n"
-    image = build(tmp_path, (Change("udp.h", room, room.replace("65536", "1")),))
+    image = build(tmp_path, (Change("udp.h", room, room.replace("65536", "2")),))
     with attached(below, image) as path, full(ends, 5) as (first, _), full(ends, 5) as (second, _):
         flush(path)
         assert drops_of(path, ends.server) == meminfo_drops(first)

@@ -33,7 +33,7 @@ LOST_UPDATES = Metric(
     "socket, counted under its cgroup, only slower (limits.sockets is too small). "
     "totals_full: counted under cgroup other (limits.cgroups is too small). "
     "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6). "
-    "udp_sockets_full: no room for a UDP socket that drops datagrams, its drops are missing. "
+    "udp_sockets_full: no room, or no memory, for a UDP socket that drops datagrams: its drops are missing. "
     "connections_full: no room for a TCP socket (limits.connections is too small): a connection is counted "
     "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
     "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "

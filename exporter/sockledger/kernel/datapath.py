@@ -48,6 +48,10 @@ logger = logging.getLogger(__name__)
 BPF_CGROUP_INET_INGRESS = 0
 BPF_CGROUP_INET_EGRESS = 1
 
+# bpf/udp.h, enum known; and the cookie of no socket
+KNOWN_SEATED, KNOWN_ALL = 1, 2
+_NOBODY = bytes(8)
+
 # The kernel's tick, which CLOCK_MONOTONIC_COARSE moves by.
 CLOCK_MONOTONIC_COARSE = 6
 
@@ -86,20 +90,9 @@ ATTACHED = {
 }
 
 
-def set_parts(
-    opened: Object, root_id: int, parts: Parts, lease: int = 0, *, udp_resumed: bool = False
-) -> None:
-    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end.
-
-    *udp_resumed*: what UDP sockets have dropped was counted before.
-    """
-    value = opened.btf.struct("settings").pack(
-        root=root_id,
-        lease=lease,
-        udp_resumed=udp_resumed,
-        sees_all_processes=sees_all_processes(),
-        **asdict(parts),
-    )
+def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
+    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end."""
+    value = opened.btf.struct("settings").pack(root=root_id, lease=lease, **asdict(parts))
     opened.maps[".rodata.settings"].set_initial_value(value)
 
 
@@ -141,6 +134,7 @@ class DataPath:
         self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
         self._fresh = pins is not None and not pins.there()
 
+        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
         for name, program in self.programs.items():
             if name == "sl_older":
                 program.set_autoload(parts.tcp or parts.udp)
@@ -158,14 +152,8 @@ class DataPath:
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
-        taken_over = self._take_over_maps(pins) if pins else set()
-        set_parts(
-            self._object,
-            root.id,
-            parts,
-            round(lease * ticks_per_second()),
-            udp_resumed={"udp_totals", "udp_sockets"} <= taken_over,
-        )
+        if pins:
+            self._take_over_maps(pins)
         try:
             self._object.load()
         except LoadError as error:
@@ -211,8 +199,8 @@ class DataPath:
 
     # ---- pins
 
-    def _take_over_maps(self, pins: Pins) -> set[str]:
-        """Let the object be loaded with the maps that are pinned; return the names of those that go on."""
+    def _take_over_maps(self, pins: Pins) -> None:
+        """Let the object be loaded with the maps that are pinned."""
         pins.begin(self._root.id, self._map_pins)
         wanted = self.maps["tcp_sockets"].max_entries
         names = {each.map.name for each in self._map_pins}
@@ -224,7 +212,8 @@ class DataPath:
             if anew:
                 logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
             pins.new_generation(filter(begins_alone, anew))
-            self.links.expected = {name for name, table in ATTACHED.items() if table in names - anew}
+            kept = names - anew
+            self.links.expected = {name for name, table in ATTACHED.items() if table in kept} & pins.attached
         for each in self._map_pins:
             pins.take_over(each)
         if (limit := self.maps["tcp_sockets"].max_entries) != wanted:
@@ -232,7 +221,6 @@ class DataPath:
                 "limits.connections stays as it is: a reboot or sockledger uninstall lets it change",
                 extra={"wanted": wanted, "limit": limit},
             )
-        return names - anew if pins.resumed else set()
 
     def _keep_maps(self, pins: Pins) -> None:
         """Pin all maps, and the flush. What jumps to a slot that is not there any more is taken off first."""
@@ -271,6 +259,8 @@ class DataPath:
         parts = self._parts
         if self._pins:  # or what a socket has dropped would be an older one's
             flush_others(self._pins, self._map_pins, self.grace_period)
+        if parts.udp and not self._goes_on(HOT_PATH):
+            self._forget_known()
         self.flush_sockets()  # the lease begins
         try:
             if self._counts("cgroup"):
@@ -279,21 +269,22 @@ class DataPath:
             if parts.tcp:
                 self._hook("sl_tcp_states")
                 self._attach_root("sl_tcp_events")
-            if parts.tcp or parts.udp:
-                self._look_for_older()
+            found = (parts.tcp or parts.udp) and self._look_for_older()
             if parts.udp:
+                self._note_known(KNOWN_ALL if found and sees_all_processes() else KNOWN_SEATED)
                 self._attach_root("sl_udp_released")  # it knows of the seats that these give:
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
             if parts.udp:
                 self._hook("sl_udp_drops")
         except UserError:
-            self.links.undo()
+            self._undo_links()
             self.links.close()
             raise
         if self._pins:
             self.links.remove_others(but=METERS)  # these are known at the first flush
             bring_home(self._pins, self._map_pins, self.grace_period)
+            self._pins.note_attached(self.links.held.keys() & ATTACHED.keys())
         self.cgroups.note_older(self._root)  # after those that are gone: room may be scarce
 
     def _lapses(self) -> int:
@@ -336,10 +327,34 @@ class DataPath:
         attach = partial(attach_cgroup, program, self._root.fd, str(self._root.path))
         self.links.add(name, attach, partial(replace_program, program, self._root.id))
 
-    def _look_for_older(self) -> None:
+    def _goes_on(self, name: str) -> bool:
+        """Whether a program has been attached all the while."""
+        link = self._pins.open_link(name) if self._pins else None
+        if link is None:
+            return False
+        try:
+            return link.attached()
+        finally:
+            link.destroy()
+
+    def _forget_known(self) -> None:
+        """Note of no UDP socket what it has dropped: nothing was counted."""
+        table = self.maps["udp_sockets"]
+        if table.lookup(_NOBODY):
+            table.delete(_NOBODY)
+
+    def _note_known(self, known: int) -> None:
+        """Note of which UDP sockets is known what they dropped before they were counted: of more and more."""
+        table = self.maps["udp_sockets"]
+        noted = table.lookup(_NOBODY)
+        if noted is None or table.value.unpack(noted)["drops"] < known:
+            table.update(_NOBODY, table.value.pack(drops=known))
+
+    def _look_for_older(self) -> bool:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
 
-        Those that are not found now are at their first packet, or at their end.
+        Those that are not found now are at their first packet, or at their end. Return whether it was
+        possible.
         """
         try:
             link = self.programs["sl_older"].attach()
@@ -349,12 +364,19 @@ class DataPath:
                 link.destroy()
         except OSError as error:
             logger.warning("older sockets are not looked for", extra={"error": str(error)})
+            return False
+        return True
 
     def undo(self) -> None:
         """Detach what `attach` has attached, and leave the pins as they were before."""
-        self.links.undo()
+        self._undo_links()
         if self._pins and self._fresh:
             self._pins.remove()
+
+    def _undo_links(self) -> None:
+        undone = self.links.undo()
+        if self._pins:
+            self._pins.note_attached(self._pins.attached - undone)
 
     def stats(self, name: str) -> ProgramStats:
         """Return the kernel's counts for a program that is attached."""

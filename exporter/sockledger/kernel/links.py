@@ -63,10 +63,12 @@ class Links:
             if path.name not in self._held and not path.name.startswith(but):
                 self._unpin(path.name)
 
-    def undo(self) -> None:
-        """Detach what was not attached before."""
-        for name in list(self._new):
+    def undo(self) -> set[str]:
+        """Detach what was not attached before, and return its names."""
+        undone = set(self._new)
+        for name in undone:
             self.remove(name)
+        return undone
 
     @property
     def held(self) -> Mapping[str, Link]:

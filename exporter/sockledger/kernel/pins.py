@@ -6,7 +6,7 @@ layout or size differs, so that one version or configuration can follow another;
 symbolic link, too, has the map's layout in words. Another, ``generations/NAME``, tells apart when a map's
 sums began at 0 alone, in whatever shape. ``programs/sl_flush-SHAPE`` brings home what is in
 ``maps/sockets-SHAPE``: while that is pinned, all that it fills is. ``hooks/NAME`` is the program that a
-tracepoint's link runs.
+tracepoint's link runs. The symbolic link ``attached`` names the links of the last start that came to its end.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +66,9 @@ class Pins:
         self._home = bpffs / "sockledger"
         self.folder = self._home / VERSION
         self._root = self.folder / "root"
+        self._attached = self.folder / "attached"
         self.resumed = False  # whether there was something to go on with
+        self.attached: set[str] = set()  # the links of the last start that came to its end
         self.generations: dict[str, str] = {}  # by a map's name; of those of an older version there are none
 
     def there(self) -> bool:
@@ -88,6 +90,13 @@ class Pins:
         if self.folder.exists() and (reason := self._unfit(root_id, {each.path for each in wanted})):
             logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
             self.remove()
+        if self.resumed:
+            if not (self.folder / "generations").exists():
+                logger.warning(
+                    "somebody has removed generations: what began anew may be shown at 0 once more"
+                )
+            with suppress(FileNotFoundError):
+                self.attached = set(os.readlink(self._attached).split(","))  # noqa: PTH115 - it is no path
         self.make_folders()
         self.generations = {path.name: os.readlink(path) for path in self.all("generations")}  # noqa: PTH115
 
@@ -142,6 +151,18 @@ class Pins:
         """Note that all maps are pinned, and in which cgroup they count."""
         with suppress(FileExistsError):
             self._root.symlink_to(str(root_id))
+        if self.attached:  # and somebody has removed it
+            with suppress(FileExistsError):
+                self._attached.symlink_to(_names(self.attached))
+
+    def note_attached(self, names: Set[str]) -> None:
+        """Note which links are there, for the next start to say if they are not."""
+        if names != self.attached:
+            fresh = self._attached.with_name("new")
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(_names(names))
+            fresh.rename(self._attached)
+            self.attached = set(names)
 
     def remove(self) -> int:
         """Remove all pins, of whatever version, and return how many they were: what is attached ends."""
@@ -254,6 +275,10 @@ class Pins:
         if is_new or not path.exists():
             self.replace(fd, path)
         return open_pin(path)
+
+
+def _names(links: Set[str]) -> str:
+    return ",".join(sorted(links))
 
 
 def pin_name(path: Path) -> str:

@@ -29,7 +29,7 @@ WARNINGS = {
     "totals_full": "the totals are full: what is new counts as cgroup other, raise limits.cgroups",
     "connections_full": "too many TCP sockets are open: not all are followed, raise limits.connections",
     "connections_busy": "there was no entry for a TCP socket: not all are followed",
-    "udp_sockets_full": "too many UDP sockets drop datagrams: not all of their drops are counted",
+    "udp_sockets_full": "too many UDP sockets drop datagrams, or memory is short: drops are missing",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
     "name_full": "there was no room for a cgroup's name: it may count as unknown, raise limits.cgroups",
 }
