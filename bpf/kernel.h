@@ -76,7 +76,7 @@ struct sock {
 	struct atomic sk_drops;
 	struct numa_drop_counters *sk_drop_counters;
 	struct sock_cgroup_data sk_cgrp_data;
-	struct socket *sk_socket;
+	__u8 sk_kern_sock : 1;
 };
 
 struct tcp_sock {
@@ -93,12 +93,11 @@ struct tcp_sock {
 	__u8 bpf_sock_ops_cb_flags;
 };
 
-struct file;
-
 struct socket {
-	struct file *file;
 	struct sock *sk;
 };
+
+struct file;
 
 struct bpf_prog_aux {
 	char name[16];

@@ -10,6 +10,7 @@ int sl_older(struct bpf_iter__task_file *ctx)
 	struct socket *socket;
 	struct sock *sk;
 	__u16 protocol;
+	__u64 cookie;
 
 	if (!file)
 		return 0;
@@ -20,13 +21,14 @@ int sl_older(struct bpf_iter__task_file *ctx)
 	if (!sk || !is_internet(sk) || READ_SOCK(sk, sk_type) == SOCK_RAW || !is_ours(sk))
 		return 0;
 	protocol = READ_SOCK(sk, sk_protocol);
+	cookie = bpf_get_socket_cookie(sk);
 	if (settings.udp && protocol == IPPROTO_UDP) {
-		meet_udp(bpf_get_socket_cookie(sk), sk);
-		pull_drops(bpf_get_socket_cookie(sk), sk, cgroup_of(sk), true);
+		meet_udp(cookie, sk);
+		pull_drops(cookie, sk, cgroup_of(sk), true);
 	}
 	/* of MPTCP the network sees the subflows, which have no files: they are found at their first packets
 	 */
 	if (settings.tcp && protocol == IPPROTO_TCP)
-		adopt(bpf_get_socket_cookie(sk), sk);
+		adopt(cookie, sk);
 	return 0;
 }

@@ -2,7 +2,7 @@
 /*
  * What is read of any socket by its address. A flush is no hook of the socket: it may be gone by then, and
  * the memory another's. So all is read in a way that a fault does no harm, and counts only if the socket's
- * cookie stands there before and after.
+ * cookie stands there before and after; of a socket whose end nobody tells, if more than that does.
  */
 #ifndef SOCKLEDGER_SOCKET_H
 #define SOCKLEDGER_SOCKET_H

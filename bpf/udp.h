@@ -60,9 +60,9 @@ static __always_inline struct udp_socket *udp_socket_of(__u64 cookie, const stru
  * of its cursor.
  */
 enum known {
-	KNOWN_NONE,   /* there is no entry: any may have dropped some before */
+	KNOWN_NONE,   /* any may have dropped some before */
 	KNOWN_SEATED, /* those that have a seat have not */
-	KNOWN_ALL,    /* nor has any that has a file */
+	KNOWN_ALL,    /* nor has any but the kernel's own, which have no files */
 };
 
 static __always_inline enum known known_sockets(void)
@@ -73,11 +73,10 @@ static __always_inline enum known known_sockets(void)
 	return s ? s->drops : KNOWN_NONE;
 }
 
-static __always_inline bool has_file(const struct sock *sk)
+/* Of these there is no release, either. */
+static __always_inline bool is_the_kernels(const struct sock *sk)
 {
-	const struct socket *socket = READ_SOCK(sk, sk_socket);
-
-	return socket && READ_KERNEL(struct socket, socket, file);
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock);
 }
 
 /* As it finds a seat: one that has an entry is known. */
@@ -85,7 +84,7 @@ static __noinline int meet_udp(__u64 cookie, const struct sock *sk)
 {
 	__u32 drops = drops_of(sk);
 
-	if (drops && (known_sockets() != KNOWN_ALL || !has_file(sk)))
+	if (drops && (known_sockets() != KNOWN_ALL || is_the_kernels(sk)))
 		udp_socket_of(cookie, sk, cgroup_of(sk), drops);
 	return 0;
 }
@@ -94,8 +93,9 @@ static __noinline int meet_udp(__u64 cookie, const struct sock *sk)
 
 /*
  * Whether this is memory of a socket that has not ended. None is read on purpose once its release was seen;
- * the kernel's own sockets have none, nor has one that a datagram gives a seat just then. What is free may be
- * another's already, written in parts, the cookie not among them: so all is looked at that a living one has.
+ * the kernel's own sockets have none, and a datagram that comes just then may give a seat or an entry to one
+ * that had. What is free may be another's already, written in parts, the cookie not among them: so all is
+ * looked at that a living one has.
  */
 static __noinline bool is_alive(__u64 cookie, const struct sock *sk)
 {

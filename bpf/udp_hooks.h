@@ -10,13 +10,37 @@
 #include "udp.h"
 #include <bpf/bpf_tracing.h>
 
+/* Whether a socket has a seat; where it *leaves*, no flush finds its memory there any more. */
+static __noinline bool seated(__u64 cookie, bool leaves)
+{
+	bool found = false;
+
+	for (int way = 0; way < WAYS; way++) {
+		struct socket_counts *s = seat(cookie, way);
+
+		if (!s || READ_ONCE(s->owner) != cookie)
+			continue;
+		found = true;
+		if (leaves)
+			WRITE_ONCE(s->address, 0);
+	}
+	return found;
+}
+
 HOOK(sl_udp_drops, "udp_fail_queue_rcv_skb")
 
 SEC("?tp_btf/udp_fail_queue_rcv_skb")
 int BPF_PROG(sl_udp_drops_now, int rc, const struct sock *sk)
 {
-	if (!dormant() && is_ours(sk))
-		pull_drops(bpf_get_socket_cookie((void *)sk), sk, cgroup_of(sk), true);
+	__u64 cookie;
+
+	if (dormant() || !is_ours(sk))
+		return 0;
+	cookie = bpf_get_socket_cookie((void *)sk);
+	/* of one that nobody has met all that is known is this drop */
+	if (known_sockets() == KNOWN_SEATED && !seated(cookie, false))
+		udp_socket_of(cookie, sk, cgroup_of(sk), drops_of(sk) - 1);
+	pull_drops(cookie, sk, cgroup_of(sk), true);
 	return 0;
 }
 
@@ -26,24 +50,17 @@ int sl_udp_released(struct bpf_sock *ctx)
 {
 	const struct sock *sk = (const void *)ctx;
 	struct udp_socket *drops;
-	bool begun = false;
 	__u64 cookie;
+	bool met;
 
 	if (ctx->protocol != IPPROTO_UDP || ctx->type == SOCK_RAW)
 		return 1;
 	cookie = bpf_get_socket_cookie(ctx);
-	for (int way = 0; way < WAYS; way++) {
-		struct socket_counts *s = seat(cookie, way);
-
-		if (s && READ_ONCE(s->owner) == cookie) {
-			begun = true;
-			WRITE_ONCE(s->address, 0);
-		}
-	}
+	met = seated(cookie, true);
 	if (!drops_of(sk))
 		return 1;
-	begun = begun || bpf_map_lookup_elem(&udp_sockets, &cookie);
-	if (begun || (known_sockets() == KNOWN_ALL && has_file(sk) && !dormant()))
+	met = met || bpf_map_lookup_elem(&udp_sockets, &cookie);
+	if (met || (known_sockets() == KNOWN_ALL && !dormant()))
 		pull_drops(cookie, sk, cgroup_of(sk), true);
 	drops = bpf_map_lookup_elem(&udp_sockets, &cookie);
 	if (drops)
@@ -63,9 +80,11 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 	const struct sock *sk = (const void *)READ_ONCE(s->address);
 	__u64 key = *cookie;
 
-	if (!key)
-		; /* no socket's */
-	else if (sk && is_alive(key, sk))
+	if (!key) {
+		walk->left++;
+		return 0; /* no socket's */
+	}
+	if (sk && is_alive(key, sk))
 		pull_drops(key, sk, s->cgroup_id, false);
 	else if (!s->dead)
 		s->dead = walk->seats + 1;

@@ -3,9 +3,10 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -266,6 +267,27 @@ def test_few_descriptors(pinned: Surroundings, netns: Netns) -> None:
         for limit in range(20, 124, 4):
             start(limit)
         assert sent_by_a(pinned.run().page()) == [sent]
+
+
+def test_port_in_use(pinned: Surroundings) -> None:
+    """It leaves what was there: nothing at first, and nothing is said of what it has taken off itself."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        busy = f"--web.listen-address=127.0.0.1:{taken.getsockname()[1]}"
+
+        def refused() -> None:
+            daemon = pinned.start(busy)
+            assert daemon.process.wait(PATIENCE) == 1
+            assert daemon.lines("address already in use") == 1
+            assert daemon.lines("Traceback") == daemon.lines("counts are missing") == 0
+
+        refused()
+        assert not (pinned.bpffs / "sockledger" / "v1").exists()
+        end(pinned.run("--no-collector.udp"), signal.SIGTERM)
+        for _ in range(2):
+            refused()
+        daemon = pinned.run()
+        assert daemon.lines("counts are missing") == 0
+        assert daemon.page().sum("bpf_program_attached") == len(ATTACHED)
 
 
 def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:

@@ -113,6 +113,22 @@ def test_closed_without_a_seat(below: CgroupRoot, ends: Ends) -> None:
         assert path.lost_updates()["sockets_full"] > 0
 
 
+def test_full_without_a_seat_and_unknown(
+    below: CgroupRoot, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracepoint tells of one drop, not of those before."""
+    monkeypatch.setattr(datapath, "sees_all_processes", lambda: False)
+    with full(ends, 10) as (receiver, sender), attached(below, sockets=1) as path:
+        deaf_socket(ends)  # takes the seat, at one end or the other
+        path.maps["udp_sockets"].delete(cookie_of(receiver).to_bytes(8, sys.byteorder))
+        before = meminfo_drops(receiver)
+        sender.send(bytes(100))
+        sender.send(bytes(100))
+        assert meminfo_drops(receiver) == before + 2
+        path.flush_udp()
+        assert record_of(path, "udp_totals", ends.server.id)["receive_drops"] in (2, 2 + 5)
+
+
 def test_no_flush_reads_what_was_released(below: CgroupRoot, ends: Ends) -> None:
     """Free memory may hold anything."""
     with attached(below, sockets=1024) as path:

@@ -49,7 +49,7 @@ BPF_CGROUP_INET_INGRESS = 0
 BPF_CGROUP_INET_EGRESS = 1
 
 # bpf/udp.h, enum known; and the cookie of no socket
-KNOWN_SEATED, KNOWN_ALL = 1, 2
+KNOWN_NONE, KNOWN_SEATED, KNOWN_ALL = range(3)
 _NOBODY = bytes(8)
 
 # The kernel's tick, which CLOCK_MONOTONIC_COARSE moves by.
@@ -259,9 +259,11 @@ class DataPath:
         parts = self._parts
         if self._pins:  # or what a socket has dropped would be an older one's
             flush_others(self._pins, self._map_pins, self.grace_period)
-        if parts.udp and not self._goes_on(HOT_PATH):
-            self._forget_known()
+        if parts.udp and not (self._known_sockets() and self._goes_on(HOT_PATH)):
+            self._note_known(KNOWN_NONE)  # at once: the map may be full soon
         self.flush_sockets()  # the lease begins
+        if parts.udp and self._known_sockets() == KNOWN_NONE:
+            self.flush_udp()  # what has an entry begins anew, too
         try:
             if self._counts("cgroup"):
                 for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
@@ -271,8 +273,9 @@ class DataPath:
                 self._attach_root("sl_tcp_events")
             found = (parts.tcp or parts.udp) and self._look_for_older()
             if parts.udp:
-                self._note_known(KNOWN_ALL if found and sees_all_processes() else KNOWN_SEATED)
-                self._attach_root("sl_udp_released")  # it knows of the seats that these give:
+                known = KNOWN_ALL if found and sees_all_processes() else KNOWN_SEATED
+                self._note_known(max(known, self._known_sockets()))
+                self._attach_root("sl_udp_released")  # which looks where these give seats:
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
             if parts.udp:
@@ -337,18 +340,14 @@ class DataPath:
         finally:
             link.destroy()
 
-    def _forget_known(self) -> None:
-        """Note of no UDP socket what it has dropped: nothing was counted."""
-        table = self.maps["udp_sockets"]
-        if table.lookup(_NOBODY):
-            table.delete(_NOBODY)
+    def _known_sockets(self) -> int:
+        noted = self.maps["udp_sockets"].lookup(_NOBODY)
+        return self.maps["udp_sockets"].value.unpack(noted)["drops"] if noted else KNOWN_NONE
 
     def _note_known(self, known: int) -> None:
-        """Note of which UDP sockets is known what they dropped before they were counted: of more and more."""
+        """Note of which UDP sockets is known what they had dropped before they were counted."""
         table = self.maps["udp_sockets"]
-        noted = table.lookup(_NOBODY)
-        if noted is None or table.value.unpack(noted)["drops"] < known:
-            table.update(_NOBODY, table.value.pack(drops=known))
+        table.update(_NOBODY, table.value.pack(drops=known))
 
     def _look_for_older(self) -> bool:
         """Take in sockets that nobody knows: older ones, or those of a time when nothing was counted.
@@ -374,9 +373,10 @@ class DataPath:
             self._pins.remove()
 
     def _undo_links(self) -> None:
-        undone = self.links.undo()
-        if self._pins:
-            self._pins.note_attached(self._pins.attached - undone)
+        """Detach what was not attached before; first it is noted that this is meant to be."""
+        if self._pins and not self._fresh:
+            self._pins.note_attached(self._pins.attached - self.links.new)
+        self.links.undo()
 
     def stats(self, name: str) -> ProgramStats:
         """Return the kernel's counts for a program that is attached."""

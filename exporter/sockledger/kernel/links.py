@@ -59,16 +59,20 @@ class Links:
 
     def remove_others(self, but: tuple[str, ...] = ()) -> None:
         """Detach what is pinned and not held, and whose name begins with none of *but*."""
-        for path in self._pins.all("links") if self._pins else ():
-            if path.name not in self._held and not path.name.startswith(but):
-                self._unpin(path.name)
+        pins = self._pins.all("links") | self._pins.all("hooks") if self._pins else set()
+        for name in {path.name for path in pins} - self._held.keys():
+            if not name.startswith(but):
+                self._unpin(name)
 
-    def undo(self) -> set[str]:
-        """Detach what was not attached before, and return its names."""
-        undone = set(self._new)
-        for name in undone:
+    @property
+    def new(self) -> set[str]:
+        """The names of links that were not attached before."""
+        return set(self._new)
+
+    def undo(self) -> None:
+        """Detach what was not attached before."""
+        for name in self.new:
             self.remove(name)
-        return undone
 
     @property
     def held(self) -> Mapping[str, Link]:

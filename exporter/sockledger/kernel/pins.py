@@ -157,12 +157,14 @@ class Pins:
 
     def note_attached(self, names: Set[str]) -> None:
         """Note which links are there, for the next start to say if they are not."""
-        if names != self.attached:
+        if not names:
+            self._attached.unlink(missing_ok=True)
+        elif names != self.attached:
             fresh = self._attached.with_name("new")
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(_names(names))
             fresh.rename(self._attached)
-            self.attached = set(names)
+        self.attached = set(names)
 
     def remove(self) -> int:
         """Remove all pins, of whatever version, and return how many they were: what is attached ends."""
