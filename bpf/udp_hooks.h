@@ -80,10 +80,8 @@ static long pull_drops_of(struct bpf_map *map, const __u64 *cookie, struct udp_s
 	const struct sock *sk = (const void *)READ_ONCE(s->address);
 	__u64 key = *cookie;
 
-	if (!key) {
-		walk->left++;
+	if (!key)
 		return 0; /* no socket's */
-	}
 	if (sk && is_alive(key, sk))
 		pull_drops(key, sk, s->cgroup_id, false);
 	else if (!s->dead)

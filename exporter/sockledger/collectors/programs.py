@@ -40,8 +40,8 @@ MAP_ENTRIES = Metric(
     "sockledger_map_entries",
     MetricType.GAUGE,
     "Entries in use at the last flush. sockets: seats; tcp_sockets: those that are followed; udp_sockets: "
-    "those that have dropped datagrams, and one; cgroups: those that live or are still shown, and in up to "
-    "seven eighths of the room those that the kernel has not released; label_sets: of cgroups that are gone; "
+    "those that have dropped datagrams; cgroups: those that live or are still shown, and in up to seven "
+    "eighths of the room those that the kernel has not released; label_sets: of cgroups that are gone; "
     "shown: counters that scrapers have got; the others: sums of cgroups and label sets.",
     ("map",),
     "bounded maps, up to 12",
