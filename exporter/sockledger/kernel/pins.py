@@ -14,8 +14,9 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,10 +161,7 @@ class Pins:
         if not names:
             self._attached.unlink(missing_ok=True)
         elif names != self.attached:
-            fresh = self._attached.with_name("new")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(_names(names))
-            fresh.rename(self._attached)
+            _replace(self._attached, lambda fresh: fresh.symlink_to(_names(names)))
         self.attached = set(names)
 
     def remove(self) -> int:
@@ -258,10 +256,7 @@ class Pins:
 
     def replace(self, fd: int, path: Path) -> None:
         """Pin in place of what is pinned there: at no time is there none."""
-        fresh = path.with_name("new")
-        fresh.unlink(missing_ok=True)
-        pin(fd, fresh)
-        fresh.rename(path)
+        _replace(path, partial(pin, fd))
 
     def hook(self, name: str) -> Path:
         """Return where a hook's program is pinned, or is to be."""
@@ -277,6 +272,14 @@ class Pins:
         if is_new or not path.exists():
             self.replace(fd, path)
         return open_pin(path)
+
+
+def _replace(path: Path, make: Callable[[Path], None]) -> None:
+    """Make something in place of what is at *path*."""
+    fresh = path.with_name("new")
+    fresh.unlink(missing_ok=True)
+    make(fresh)
+    fresh.rename(path)
 
 
 def _names(links: Set[str]) -> str:
