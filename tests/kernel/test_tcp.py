@@ -254,10 +254,9 @@ def test_accounts_of_connections_that_the_receiver_limits(below: CgroupRoot, gen
         with flushing_tcp(path, 0.001):
             result = generator.run("accounts", 64, slow=1)
         assert_accounts(path, generator, result)
-        # of one side it may be less than a tick
-        each = [books_of(path, cgroup.id).times for _, cgroup in sides_of(generator)]
-        busy, by_window, _ = map(sum, zip(*each, strict=True))
-        assert busy >= by_window > 0
+        for _, cgroup in sides_of(generator):
+            busy, by_window, _ = books_of(path, cgroup.id).times
+            assert busy >= by_window > 0
 
 
 def test_accounts_of_connections_that_the_send_buffer_limits(
