@@ -262,7 +262,8 @@ def test_accounts_of_connections_that_the_receiver_limits(below: CgroupRoot, gen
 def test_accounts_of_connections_that_the_send_buffer_limits(
     below: CgroupRoot, generator: Generator, netns: Netns
 ) -> None:
-    slow_link = ("rate", "10mbit", "burst", "100k", "latency", "1s")
+    # a burst lets less through at once than the send buffer holds
+    slow_link = ("rate", "10mbit", "burst", "20k", "latency", "1s")
     try:
         netns.run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", *slow_link)
     except RuntimeError as error:
