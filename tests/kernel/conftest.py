@@ -10,8 +10,9 @@ import pytest
 from tests.kernel.ledger import attached
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, sysctl_set
 from tests.kernel.tcp import Ends, new_ends
-from tests.kernel.traffic import SCALE, Generator, compile_generator
+from tests.kernel.traffic import Generator, compile_generator
 from tests.kernel.truth import runs_for_ipv6_synack
+from tests.patience import SCALE
 
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 

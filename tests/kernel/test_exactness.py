@@ -35,10 +35,10 @@ from tests.kernel.machine import (
     veth_pair,
 )
 from tests.kernel.objects import RESTLESS, SETTLED, build
-from tests.kernel.traffic import EVERYTHING, SCALE, Generator, Result, scaled
+from tests.kernel.traffic import EVERYTHING, Generator, Result, scaled
 from tests.kernel.truth import PacketFilter, SynAcks, settled_interface, single_cpu
 from tests.kernel.tun import send_superpackets
-from tests.patience import eventually
+from tests.patience import SCALE, eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath

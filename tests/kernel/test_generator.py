@@ -2,7 +2,8 @@
 
 import pytest
 from tests.kernel.machine import Netns
-from tests.kernel.traffic import SCALE, Generator, Result, netstat, scaled
+from tests.kernel.traffic import Generator, Result, netstat, scaled
+from tests.patience import SCALE
 
 CONNECTIONS = max(scaled(700), 140)  # several of each kind, at any scale
 SCENARIOS = {"connections": CONNECTIONS, "tcp": 700, "unaccepted": 200, "killed": 200, "accounts": 2000}

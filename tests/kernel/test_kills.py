@@ -24,8 +24,7 @@ from tests.kernel.mortal import IDLE, LAST, Life
 from tests.kernel.objects import build
 from tests.kernel.tcp import COUNTS, SIDES, Ends, Pair, counts_of, infos
 from tests.kernel.test_pins import ANOTHER
-from tests.kernel.traffic import SCALE
-from tests.patience import PATIENCE, eventually
+from tests.patience import PATIENCE, SCALE, eventually
 from tests.scrapes import Scrapes
 
 from sockledger.kernel.attachments import hot_paths

@@ -22,8 +22,8 @@ from tests.kernel.tcp import (
     tcp_losses,
 )
 from tests.kernel.test_gone import GONE, LONG_ENOUGH, Clock
-from tests.kernel.traffic import SCALE, Generator, netstat
-from tests.patience import eventually
+from tests.kernel.traffic import Generator, netstat
+from tests.patience import SCALE, eventually
 
 from sockledger.collectors.registry import Registry
 from sockledger.exposition import text

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from tests.kernel.ledger import ALL_PARTS, NOTHING, attached, flush, flushing, totals_of
 from tests.kernel.machine import run
-from tests.kernel.traffic import SCALE, Generator, scaled
+from tests.kernel.traffic import Generator, scaled
+from tests.patience import SCALE
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout, describe, parse

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from tests.kernel.ledger import NOTHING, attached, final_difference, flushing, totals_of
 from tests.kernel.objects import HURRIED, PAUSE, RESTLESS, SETTLED, SLOW_MOTION, Change, build
-from tests.kernel.traffic import SCALE, Generator, scaled
+from tests.kernel.traffic import Generator, scaled
+from tests.patience import SCALE
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath

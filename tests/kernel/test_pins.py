@@ -49,8 +49,8 @@ from tests.kernel.tcp import (
 )
 from tests.kernel.test_gone import Clock, assert_balanced, fold, ledger_of, released, send, sent
 from tests.kernel.test_tcp import assert_over, wait_until_over
-from tests.kernel.traffic import SCALE, Generator, Result, scaled
-from tests.patience import eventually
+from tests.kernel.traffic import Generator, Result, scaled
+from tests.patience import SCALE, eventually
 from tests.scrapes import counters
 
 from sockledger.collectors.registry import Registry

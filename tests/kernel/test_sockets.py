@@ -9,8 +9,8 @@ import pytest
 from tests.kernel.ledger import NOTHING, attached, final_difference, seats, totals_of
 from tests.kernel.machine import Cgroup, Netns
 from tests.kernel.tcp import cookie_of
-from tests.kernel.traffic import SCALE
 from tests.kernel.truth import single_cpu
+from tests.patience import SCALE
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath

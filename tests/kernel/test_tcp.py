@@ -30,8 +30,8 @@ from tests.kernel.tcp import (
     times_of,
     wait_for_state,
 )
-from tests.kernel.traffic import SCALE, Generator, Result, scaled
-from tests.patience import eventually
+from tests.kernel.traffic import Generator, Result, scaled
+from tests.patience import SCALE, eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts

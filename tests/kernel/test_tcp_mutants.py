@@ -32,7 +32,8 @@ from tests.kernel.tcp import (
     times_of,
     wait_for_state,
 )
-from tests.kernel.traffic import SCALE, Generator
+from tests.kernel.traffic import Generator
+from tests.patience import SCALE
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath

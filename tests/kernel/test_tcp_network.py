@@ -36,8 +36,8 @@ from tests.kernel.tcp import (
     unreachable,
     wait_for_state,
 )
-from tests.kernel.traffic import SCALE, netstat
-from tests.patience import eventually
+from tests.kernel.traffic import netstat
+from tests.patience import SCALE, eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath

@@ -1,7 +1,6 @@
 """The traffic generator from Python; its scenarios are described in generator/traffic.c."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel.machine import Cgroup, Netns, run
+from tests.patience import SCALE
 
 from sockledger.kernel.sums import Traffic
 
 SOURCE = Path(__file__).with_name("generator") / "traffic.c"
-SCALE = int(os.environ.get("SOCKLEDGER_TEST_SCALE", "1"))
 
 # Together all kinds of packets there are: 10,000 TCP connections, 10,000 UDP sockets closed under fire.
 EVERYTHING = {"tcp": 7000, "unaccepted": 1000, "killed": 2000, "udp": 4000, "flood": 10000, "others": 200}
