@@ -140,9 +140,8 @@ struct bpf_iter__task_file {
 #define ETH_P_IPV6 0x86DD
 
 /* include/linux/socket.h, include/linux/net.h */
-#define AF_INET	    2
-#define AF_INET6    10
-#define SOCK_STREAM 1
-#define SOCK_RAW    3
+#define AF_INET	 2
+#define AF_INET6 10
+#define SOCK_RAW 3
 
 #endif

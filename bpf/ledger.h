@@ -93,8 +93,8 @@ struct lost_updates {
 				   entry */
 	__u64 end_unseen; /* a TCP socket was gone without a sign: what it counted since the last flush is
 			     missing */
-	__u64 name_full;  /* no room for a cgroup's name, or it is too long: it is named only if it is still
-			     there when a flush looks */
+	__u64 name_full;  /* no room or memory for a cgroup's name, or it is too long: it is named only if it
+			     is still there when a flush looks */
 };
 
 struct {

@@ -11,6 +11,7 @@ int sl_older(struct bpf_iter__task_file *ctx)
 	struct sock *sk;
 	__u16 protocol;
 	__u64 cookie;
+	int error;
 
 	if (!file)
 		return 0;
@@ -28,7 +29,10 @@ int sl_older(struct bpf_iter__task_file *ctx)
 	}
 	/* of MPTCP the network sees the subflows, which have no files: they are found at their first packets
 	 */
-	if (settings.tcp && protocol == IPPROTO_TCP)
-		adopt(cookie, sk);
+	if (settings.tcp && protocol == IPPROTO_TCP) {
+		error = adopt(cookie, sk);
+		if (error) /* at its packets it is not told again */
+			find_no_room(error);
+	}
 	return 0;
 }

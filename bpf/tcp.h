@@ -136,7 +136,7 @@ struct tcp_socket {
 	__u16 port;	/* of a listener */
 	__u16 observed; /* when its RTT was, in RTT_SLOTs */
 	bool reused;	/* its key is of a REUSED socket */
-	__u8 reserved;
+	bool in_other;	/* there was no room for its cgroup's totals when it began */
 	struct reading cursor;
 	struct reading end; /* the last one, written before ENDED */
 };

@@ -26,6 +26,13 @@ static __always_inline struct tcp_totals *tcp_totals_of(__u64 cgroup_id)
 	return sums_of(&tcp_totals, &key, &no_tcp_totals, &other);
 }
 
+/* What a socket has begun with in other's it must not end in its cgroup's, for which there may be room now.
+ */
+static __always_inline struct tcp_totals *tcp_totals_for(const struct tcp_socket *s)
+{
+	return tcp_totals_of(s->in_other ? 0 : s->cgroup_id);
+}
+
 static __always_inline struct listen_totals *listen_totals_of(const struct tcp_socket *s)
 {
 	struct listen_key key = {s->cgroup_id, s->port}, other = {};
@@ -162,15 +169,19 @@ static __always_inline void read_socket(const struct sock *sk, enum phase phase,
 
 /* ---- from a reading to the totals */
 
-/* What a counter has moved on since; one that stands lower was read while it was set to 0. */
-#define ADVANCE(cursor, r, field)                                                                            \
+/*
+ * What a counter has moved on since. One that stands lower was set to 0, and that was not seen; but not where
+ * it can have come so far in the time of so many *bytes*.
+ */
+#define ADVANCE_WITH(bytes, cursor, r, field)                                                                \
 	({                                                                                                   \
 		typeof((r)->field) _n = (r)->field - (cursor)->field;                                        \
-		bool _on = _n && !(_n >> (sizeof(_n) * 8 - 1));                                              \
+		bool _on = _n && !(_n >> (sizeof(_n) * 8 - 1) && !((bytes) >> (sizeof(_n) * 8 - 1)));        \
 		if (_on)                                                                                     \
 			(cursor)->field = (r)->field;                                                        \
 		_on ? _n : 0;                                                                                \
 	})
+#define ADVANCE(cursor, r, field) ADVANCE_WITH(0ULL, cursor, r, field)
 
 /*
  * No time can have gone on for longer than has passed. It looks so where a flush has read the three while the
@@ -194,11 +205,13 @@ static __noinline int account_connection(struct tcp_socket *s, struct tcp_totals
 	struct node_totals *node = the_node();
 	struct reading *c = &s->cursor;
 	__u32 retransmitted = ADVANCE(c, r, retransmitted_segments);
+	__u64 acked = ADVANCE(c, r, acked_bytes), received = ADVANCE(c, r, received_bytes);
+	__u64 bytes = acked + received; /* a segment carries some, or acknowledges some */
 
-	add(&t->acked_bytes, ADVANCE(c, r, acked_bytes));
-	add(&t->received_bytes, ADVANCE(c, r, received_bytes));
-	add(&t->transmit_segments, ADVANCE(c, r, transmit_segments));
-	add(&t->receive_segments, ADVANCE(c, r, receive_segments));
+	add(&t->acked_bytes, acked);
+	add(&t->received_bytes, received);
+	add(&t->transmit_segments, ADVANCE_WITH(bytes, c, r, transmit_segments));
+	add(&t->receive_segments, ADVANCE_WITH(bytes, c, r, receive_segments));
 	add(&t->out_of_order_segments, ADVANCE(c, r, out_of_order_segments));
 	add(&t->retransmitted_segments, retransmitted);
 	if (node)

@@ -59,7 +59,7 @@ static __always_inline void delete_settled(struct tcp_socket *s)
 /* The last entry in the books, by the one who has ended it. */
 static __noinline int settle(struct tcp_socket *s)
 {
-	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
+	struct tcp_totals *t = tcp_totals_for(s);
 
 	if (s->phase == LISTENING && !s->cursor.state)
 		s->port = 0; /* no flush has seen it: one of many, perhaps */
@@ -146,6 +146,24 @@ static __always_inline int insert(__u64 key)
 	return bpf_map_update_elem(&tcp_sockets, &key, &no_tcp_socket, BPF_NOEXIST);
 }
 
+/* Not inlined: the stack has room for this and its callers. */
+static __noinline int has_totals(__u64 cgroup_id)
+{
+	struct cgroup_key key = {cgroup_id};
+
+	return find_or_make(&tcp_totals, &key, &no_tcp_totals) != NULL;
+}
+
+static __noinline int find_no_room(int error)
+{
+	struct lost_updates *l = lost_updates();
+
+	BRANCH(TCP_SOCKETS_FULL);
+	if (l)
+		__sync_fetch_and_add(error == -E2BIG ? &l->connections_full : &l->connections_busy, 1);
+	return 0;
+}
+
 /* What was inserted; it is not LIVE yet. */
 static __noinline struct tcp_socket *fill_in(__u64 key, __u64 cookie, const struct sock *sk, enum phase phase,
 					     enum role role)
@@ -157,6 +175,7 @@ static __noinline struct tcp_socket *fill_in(__u64 key, __u64 cookie, const stru
 		s->reused = key != cookie;
 		s->address = (__u64)sk;
 		s->cgroup_id = cgroup_of(sk);
+		s->in_other = !has_totals(s->cgroup_id);
 		s->since = bpf_ktime_get_ns();
 		s->phase = phase;
 		s->role = role;
@@ -169,7 +188,6 @@ static __noinline struct tcp_socket *begin(__u64 cookie, const struct sock *sk, 
 					   enum role role)
 {
 	int error = insert(cookie); /* not long: before 6.4 the upper half is not set */
-	struct lost_updates *l;
 	__u64 key = cookie;
 
 	if (error == -EEXIST) {
@@ -183,10 +201,8 @@ static __noinline struct tcp_socket *begin(__u64 cookie, const struct sock *sk, 
 	}
 	if (!error)
 		return fill_in(key, cookie, sk, phase, role);
-	BRANCH(TCP_SOCKETS_FULL);
-	l = lost_updates();
-	if (l && !(phase == OPEN && role == ROLE_ACTIVE)) /* its connect has been noted */
-		__sync_fetch_and_add(error == -E2BIG ? &l->connections_full : &l->connections_busy, 1);
+	if (!(phase == OPEN && role == ROLE_ACTIVE)) /* its connect has been noted */
+		find_no_room(error);
 	return NULL;
 }
 
@@ -210,7 +226,7 @@ static __noinline int begin_connecting(__u64 cookie, const struct sock *sk)
 
 static __always_inline void connected_now(struct tcp_socket *s)
 {
-	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
+	struct tcp_totals *t = tcp_totals_for(s);
 	__u64 now = bpf_ktime_get_ns();
 
 	if (t)
@@ -235,7 +251,7 @@ static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum
 		read_chronos((const void *)sk, &s->cursor);
 		publish(s);
 	}
-	t = tcp_totals_of(s->cgroup_id);
+	t = tcp_totals_for(s);
 	if (t)
 		add_to(t->opened, s->role, ROLES, 1);
 	return 0;
@@ -261,15 +277,22 @@ static __noinline int begin_listening(__u64 cookie, const struct sock *sk)
 	return 0;
 }
 
-/* Take in a socket that is older than these programs, from where its counters stand now. */
+/*
+ * Take in a socket that is older than these programs, from where its counters stand now. Return the error if
+ * there is no room for it.
+ */
 static __noinline int adopt(__u64 cookie, const struct sock *sk)
 {
 	__u8 state = READ_SOCK(sk, __sk_common.skc_state);
 	bool listens = state == BPF_TCP_LISTEN;
 	struct tcp_socket *s;
+	int error;
 
-	if (living(cookie) || !(listens || connected(state)) || insert(cookie))
+	if (living(cookie) || !(listens || connected(state)))
 		return 0;
+	error = insert(cookie);
+	if (error)
+		return error == -EEXIST ? 0 : error;
 	s = fill_in(cookie, cookie, sk, listens ? LISTENING : FOUND, ROLE_UNKNOWN);
 	if (!s)
 		return 0;
@@ -314,7 +337,7 @@ static __always_inline void unpin(struct tcp_socket *s)
 /* What the flush has read of a socket that is there. */
 static __always_inline void account(struct tcp_socket *s, const struct reading *now)
 {
-	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
+	struct tcp_totals *t = tcp_totals_for(s);
 
 	if (!t)
 		return;

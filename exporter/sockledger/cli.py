@@ -327,7 +327,8 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     from sockledger.kernel.uninstall import uninstall
 
     removed = uninstall(arguments.bpffs, arguments.cgroupfs)
-    _print(f"{printable(str(arguments.bpffs))}: {removed} pins removed" if removed else "nothing is pinned")
+    what = f"{removed} pins removed" if removed else "nothing is pinned"
+    _print(f"{printable(str(arguments.bpffs))}: {what}")
     return 0
 
 

@@ -41,6 +41,7 @@ GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
 ATTACHMENTS_POLL_SECONDS = 2.0  # a look takes 20 ms; a reload without pins has nothing attached for 1 s
 MEND_SECONDS = 30.0
+RETRY_SECONDS = 10.0  # after a flush that failed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -150,13 +151,17 @@ class Daemon:
         def alone() -> bool:
             return set(hot_paths(root.id)) <= self._pins.link_ids(HOT_PATH)
 
-        lock = {"lock": str(self._options.bpffs / "sockledger")}
-        while await self._wait_until(self._lock.try_acquire, LOCK_POLL_SECONDS, lock):
-            if not self._options.pin and self._pins.there():
+        def locked() -> bool:
+            held = self._lock.try_acquire()
+            if not self._options.pin and self._pins.there():  # nor will it wait for who leaves them
                 raise UserError(
                     f"{self._pins.folder}: counts are pinned there, and a daemon that pins nothing cannot go "
                     "on with them: leave out --no-pin, or run sockledger uninstall, which ends them"
                 )
+            return held
+
+        lock = {"lock": str(self._options.bpffs / "sockledger")}
+        while await self._wait_until(locked, LOCK_POLL_SECONDS, lock):
             if alone():
                 return True
             self._lock.release()
@@ -197,8 +202,8 @@ class Daemon:
             twice = now_free
             if not waiting:
                 logger.warning(
-                    "another sockledger is attached on this machine: waiting until it stops, or, if none "
-                    "runs, until what it has pinned is uninstalled",
+                    "another sockledger counts in this cgroup or has pinned here: waiting until it stops, "
+                    "or, if none runs, until what it has pinned is uninstalled",
                     extra=where,
                 )
                 systemd.notify("STATUS=waiting until another sockledger stops")
@@ -292,7 +297,8 @@ class Daemon:
             except Exception:
                 logger.exception("flush failed")
                 self._flushes = False
-            await asyncio.sleep(self._config.flush.interval)
+            interval = self._config.flush.interval
+            await asyncio.sleep(interval if self._flushes else min(interval, RETRY_SECONDS))
 
     async def _mend_for_ever(self, datapath: DataPath) -> None:
         """See to it that what was attached and pinned still is, whoever has tampered with it."""

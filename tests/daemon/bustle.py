@@ -180,6 +180,10 @@ class Bustle:
 
 
 def main(parent: Path, netns: Netns, seed: int) -> None:
+    # a segment that is sent again on a machine that is held up may come to a connection in TIME_WAIT, which
+    # has no socket any more
+    route = ("local", "127.0.0.1", "dev", "lo", "table", "local", "src", "127.0.0.1")
+    netns.run("ip", "route", "change", *route, "proto", "kernel", "scope", "host", "rto_min", "10s")
     with netns.entered(), capture() as captured:
         bustle = Bustle(parent, captured, seed)
         print("ready", flush=True)

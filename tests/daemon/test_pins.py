@@ -115,11 +115,23 @@ def test_without_pins_where_there_are_some(pinned: Surroundings) -> None:
     pinned.pinned = True
 
 
+def test_without_pins_beside_one_that_pins(pinned: Surroundings) -> None:
+    """It would be refused when that one has stopped."""
+    daemon = pinned.run()
+    pinned.pinned = False
+    assert pinned.start().process.wait(PATIENCE) == 1
+    pinned.pinned = True
+    assert daemon.status("/-/ready") == 200
+
+
 def test_uninstall(pinned: Surroundings) -> None:
     daemon = pinned.run()
     refused = pinned.uninstall()
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "sockledger: a daemon runs with what is pinned: stop it first\n"
+    assert (
+        refused.stderr
+        == f"sockledger: {pinned.bpffs}: a daemon runs with what is pinned there: stop it first\n"
+    )
     links = daemon.links()
     end(daemon, signal.SIGTERM)
     assert pinned.attached()
@@ -128,7 +140,7 @@ def test_uninstall(pinned: Surroundings) -> None:
     assert done.stdout.endswith(" pins removed\n")
     eventually(lambda: not links & existing_links(), "links gone")
     pinned.assert_clean()
-    assert pinned.uninstall().stdout == "nothing is pinned\n"
+    assert pinned.uninstall().stdout == f"{pinned.bpffs}: nothing is pinned\n"
 
 
 def test_mended(pinned: Surroundings, netns: Netns) -> None:
@@ -149,7 +161,9 @@ def test_mended(pinned: Surroundings, netns: Netns) -> None:
         assert names_in(home) == pins
         assert daemon.lines("attached again", "link=sl_receive") == 1
         second = pinned.start()
-        eventually(lambda: second.lines("another sockledger is attached") == 1, "the lock is there again")
+        eventually(
+            lambda: second.lines("another sockledger counts in this cgroup") == 1, "the lock is there again"
+        )
         end(daemon, signal.SIGKILL)
         second.wait_until_ready()
         sent += send_datagrams(netns, a, a)
@@ -240,6 +254,7 @@ def test_what_cannot_be_understood_is_one_line(pinned: Surroundings) -> None:
     daemon = pinned.start()
     assert daemon.process.wait(PATIENCE) == 1
     assert len(daemon.log.splitlines()) == 1
+    assert "root names no cgroup" in daemon.log
     assert "sockledger uninstall removes it" in daemon.log
 
 
@@ -296,18 +311,19 @@ def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:
         end(pinned.run(), signal.SIGTERM)
         sent = send_datagrams(netns, a, a)
         home = pinned.bpffs / "sockledger"
-        reason = f"{home}: Read-only file system: the daemon must be able to make, open and change"
+        reason = f"{home}: Read-only file system: make it writable (mount -o remount,rw {pinned.bpffs}, "
+        reason += "ReadWritePaths= in a systemd unit, no readOnly volumeMount)"
         run("mount", "-o", "remount,ro", str(pinned.bpffs))
         daemon = pinned.start()
         assert daemon.process.wait(PATIENCE) == 1
         refused = pinned.uninstall()
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert daemon.log == refused.stderr == f"sockledger: {reason} this folder\n"
+        assert daemon.log == refused.stderr == f"sockledger: {reason}\n"
         paths = (f"--path.cgroupfs={pinned.cgroup.path}", f"--path.bpffs={pinned.bpffs}")
         asked = subprocess.run((SOCKLEDGER, "doctor", *paths), capture_output=True, text=True, check=False)
         assert (asked.returncode, asked.stderr) == (1, "")
         assert [line for line in asked.stdout.splitlines() if line.startswith("FAIL")] == [
-            f"FAIL  bpffs: {reason} this folder"
+            f"FAIL  bpffs: {reason}"
         ]
         run("mount", "-o", "remount,rw", str(pinned.bpffs))
         daemon = pinned.run()
@@ -326,7 +342,7 @@ def test_uninstall_follows_nobody_s_link(pinned: Surroundings) -> None:
     home = pinned.bpffs / "sockledger"
     home.mkdir(mode=0o700)
     (home / "v2").symlink_to(precious)
-    assert pinned.uninstall().stdout == "nothing is pinned\n"
+    assert pinned.uninstall().stdout == f"{pinned.bpffs}: nothing is pinned\n"
     assert (precious / "sub").exists()
     (home / "v2").unlink()
     home.rmdir()

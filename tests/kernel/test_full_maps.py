@@ -1,6 +1,7 @@
 """How full each map is, and what is said when one is."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.shown import ShownMap
+from sockledger.kernel.sums import Traffic
 from sockledger.ledger.births import Births
-from sockledger.ledger.ledger import WARNINGS, Ledger
+from sockledger.ledger.ledger import WARNINGS, Account, Ledger
+from sockledger.workloads.names import OVERFLOW
 
 BPF_MAP_TYPE_HASH = 1
 PAIRS, LISTENERS, DROWNED = 3, 2, 4
@@ -84,6 +87,24 @@ def test_entries_are_those_in_use(below: CgroupRoot, ends: Ends, parts: Parts, a
             assert found["listen_queues"] == LISTENERS
         if parts.udp:
             assert found["udp_sockets"] == DROWNED
+
+
+def test_what_is_no_cgroups_and_what_found_no_room(below: CgroupRoot) -> None:
+    with attached(below) as path:
+        totals = path.maps["totals"]
+        traffic = Traffic(1, 2, 3, 4)
+        udp, ipv4 = (
+            next(number for number, label in labels.items() if label == name)
+            for labels, name in ((path.labels.protocol, "udp"), (path.labels.family, "ipv4"))
+        )
+        totals.update(
+            totals.key.pack(cgroup_id=0, protocol=udp, family=ipv4), totals.value.pack(**traffic._asdict())
+        )
+        index = [key for key, _ in path.overflow()].index((udp, ipv4))
+        path.maps["overflow"].update(index.to_bytes(4, sys.byteorder), totals.value.pack(**traffic._asdict()))
+        ledger = Ledger(path, below, Meters((), below, path))
+        ledger.flush()
+        assert ledger.books.accounts == {Account(OVERFLOW, "udp", "ipv4"): traffic.plus(traffic)}
 
 
 @pytest.mark.parametrize("name", ["totals", "tcp_totals", "tcp_histograms", "udp_totals"])

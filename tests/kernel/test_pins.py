@@ -1,5 +1,6 @@
 """What is pinned outlives its daemon: the kernel counts on, and the next one goes on where it is."""
 
+import errno
 import os
 import random
 import re
@@ -61,7 +62,7 @@ from sockledger.kernel import pins as pins_module
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import ATTACHED, DataPath, Parts, ticks_per_second
-from sockledger.kernel.libbpf import Link, Map, OpenMap, Program
+from sockledger.kernel.libbpf import Link, Map, OpenMap, Program, program_stats
 from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.maps import FIXED
 from sockledger.kernel.meters import Meters
@@ -592,14 +593,14 @@ def test_what_never_changes(root: CgroupRoot) -> None:
     path = DataPath(root, cgroups=1, sockets=1, connections=1)
     assert (VERSION, {name: shape(path.maps[name]) for name in FIXED}) == (
         "v1",
-        {"tcp_sockets": "9886df79", "udp_sockets": "24c173ba", "control": "72a3b33f"},
+        {"tcp_sockets": "5357cbc0", "udp_sockets": "24c173ba", "control": "72a3b33f"},
     )
     path.close()
 
 
 def test_what_must_never_change_has(below: CgroupRoot, pins: Pins, tmp_path: Path) -> None:
     start(below, pins).close()
-    image = build(tmp_path / "another", (Change("tcp.h", "	__u8 reserved;", "	__u8 added;"),))
+    image = build(tmp_path / "another", (Change("tcp.h", "	bool in_other;", "	bool in_other, added;"),))
     with pytest.raises(UserError, match=r"does not understand: run that one, or sockledger uninstall"):
         start(below, pins, image=image)
     start(below, pins).close()
@@ -783,6 +784,45 @@ def test_a_slot_changed_by_hand(
         assert noted(path)
 
 
+@pytest.mark.parametrize("refused", ["sl_receive", "sl_transmit"])
+def test_one_that_cannot_be_attached_again(
+    below: CgroupRoot,
+    pins: Pins,
+    refused: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others are, and what is unpinned is pinned."""
+
+    def fail() -> Link:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with closing(start(below, pins)) as path:
+        pinned = pins.all("maps")
+        monkeypatch.setitem(path.links._attach, refused, fail)
+        for name in ("sl_receive", "sl_transmit"):
+            run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
+        pins.remove_maps(pinned)
+        for _ in range(2):
+            path.mend()
+        assert path.detached() == {refused}
+        assert pins.all("maps") == pinned
+        assert caplog.text.count("attaching again failed") == 1
+
+
+def test_another_daemon_has_pinned_its_own(below: CgroupRoot, pins: Pins, client: Cgroup) -> None:
+    """Somebody has removed our pins, and a daemon for another cgroup has come and gone: these are its."""
+    other = CgroupRoot(client.path)
+    with closing(start(below, pins)) as path:
+        pins.remove()
+        start(other, pins).close()
+        pinned = pins.all("maps")
+        with pytest.raises(UserError, match="another daemon's programs are pinned there"):
+            path.mend()
+        assert pins.all("maps") == pinned
+    os.close(other.fd)
+
+
 @pytest.mark.parametrize("name", ["sl_receive", "sl_transmit"])
 def test_killed_while_attaching_again(below: CgroupRoot, pins: Pins, name: str) -> None:
     """All that is left attached is pinned under its own name: the next one would wait for the rest."""
@@ -843,7 +883,9 @@ def test_what_an_upgrade_needs_unpinned_by_hand(
     for limit in (65536, 1000):
         with closing(start(root, pins, sockets=limit)) as path:
             reasons = [record.__dict__["reason"] for record in caplog.records]
-            assert reasons == ([f"somebody has removed {kind}"] if limit == 1000 else [])
+            assert [reason.partition(",")[0] for reason in reasons] == (
+                [f"somebody has removed {kind}"] if limit == 1000 else []
+            )
         for each in pins.all(kind):
             each.unlink()
     with closing(start(root, pins, sockets=1000)) as path:
@@ -857,6 +899,18 @@ def test_generations_unpinned_by_hand_while_no_daemon_runs(
     (pins.folder / "generations").rmdir()
     start(below, pins).close()
     assert caplog.text.count("somebody has removed generations") == 1
+
+
+def test_a_foreign_map_among_the_pins(
+    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(below, pins).close()
+    foreign = ("type", "array", "key", "4", "value", "4", "entries", "1", "name", "foreign")
+    run("bpftool", "map", "create", str(pins.folder / "maps" / "foreign"), *foreign)
+    start(below, pins).close()
+    assert [record.__dict__["reason"] for record in caplog.records] == [
+        "somebody has removed layouts, or these maps are none of ours: foreign"
+    ]
 
 
 def test_a_link_that_another_version_did_not_have(
@@ -882,6 +936,13 @@ def test_links_unpinned_by_hand_while_no_daemon_runs(
         link.unlink()
     start(root, pins).close()
     assert caplog.text.count("attached anew, it was not any more") == len(ATTACHED)
+    caplog.clear()
+    (pins.folder / "attached").unlink()
+    for _ in range(2):
+        start(root, pins).close()
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "it is not known what was attached"
+    ]
 
 
 @pytest.mark.parametrize("name", ["tcp_sockets", "tcp_totals"])
@@ -922,14 +983,19 @@ def test_a_slot_unpinned_by_hand(root: CgroupRoot, pins: Pins, slot: str) -> Non
         assert path.links.held[slot.removesuffix("_slot")].id != before
 
 
-def test_figures_of_hooks_go_on(below: CgroupRoot, pins: Pins, parent: Cgroup) -> None:
-    """What is attached to a tracepoint is the first daemon's, with its figures."""
-    with sysctl_set("kernel.bpf_stats_enabled", "1"):
+def test_figures_of_hooks_begin_with_each_daemon(below: CgroupRoot, pins: Pins, parent: Cgroup) -> None:
+    """What is attached to a tracepoint is the first daemon's."""
+    name = "sl_cgroup_mkdir"
+    with sysctl_set("kernel.bpf_stats_enabled", "1"), ExitStack() as stack:
         start(below, pins).close()
-        with new_cgroup(parent.path, "a"):
-            pass
+        stack.enter_context(new_cgroup(parent.path, "a"))
+        fd = stack.enter_context(opened(pins.hook(name)))
+        before = program_stats(fd).runs
+        assert before >= 1, "other hierarchies may have some, too"
         with closing(start(below, pins)) as path:
-            assert path.stats("sl_cgroup_mkdir").runs >= 1, "other hierarchies may have some, too"
+            stack.enter_context(new_cgroup(parent.path, "b"))
+            runs = path.stats(name).runs
+            assert 1 <= runs <= program_stats(fd).runs - before
 
 
 def test_a_start_that_is_refused_leaves_nothing(pins: Pins, client: Cgroup) -> None:
@@ -941,6 +1007,58 @@ def test_a_start_that_is_refused_leaves_nothing(pins: Pins, client: Cgroup) -> N
     path.close()
     assert not pins.there()
     os.close(root.fd)
+
+
+def test_a_start_that_is_refused_before_it_pins_leaves_nothing(
+    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But empty folders; nor does one of another version."""
+    pins.begin(below.id, [])
+    (pins.folder.with_name("v9") / "maps").mkdir(parents=True)
+    assert not pins.there()
+    start(below, pins).close()
+    assert not caplog.records
+    assert pins.there()
+    pins.remove()
+    assert not list(pins.folder.parent.iterdir())
+
+
+def test_cgroups_that_end_while_their_programs_are_replaced(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By others with another map: whichever sees a cgroup's end last, it is in the one in use then."""
+    moments = range(len(NAMING) + 1)
+    lives = {
+        f"{made}-{removed}": (made, removed) for made in moments for removed in range(made, len(moments))
+    }
+    numbers: dict[str, int] = {}
+    now = iter(moments)
+
+    def pass_a_moment() -> None:
+        moment = next(now)
+        for name, (made, removed) in lives.items():
+            if made == moment:
+                cgroup = Cgroup(parent.path / name)
+                cgroup.path.mkdir()
+                numbers[name] = cgroup.id
+            if removed == moment:
+                (parent.path / name).rmdir()
+        time.sleep(0.5)  # those that were removed are released
+
+    hook = DataPath._hook
+
+    def slowly(path: DataPath, name: str) -> None:
+        hook(path, name)
+        if name in NAMING:
+            pass_a_moment()
+
+    start(below, pins, cgroups=1000).close()
+    monkeypatch.setattr(DataPath, "_hook", slowly)
+    pass_a_moment()
+    with closing(start(below, pins, cgroups=2000)) as path:
+        noted = path.cgroups.all()
+        released = {name for name, number in numbers.items() if number in noted and noted[number].released}
+        assert released == lives.keys()
 
 
 @pytest.mark.parametrize("capable", [True, False], ids=["with CAP_DAC_READ_SEARCH", "without"])
@@ -997,7 +1115,8 @@ def test_a_root_that_is_gone(
 
 
 def test_another_version(root: CgroupRoot, pins: Pins) -> None:
-    (pins.folder.parent / "v99" / "maps").mkdir(parents=True)
+    (pins.folder.parent / "v99").mkdir(parents=True)
+    (pins.folder.parent / "v99" / "root").symlink_to("1")
     with pytest.raises(UserError, match=r"v99 was pinned by a version .* sockledger uninstall"):
         start(root, pins)
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from tests.kernel.tcp import (
     Ends,
     books_of,
     busy_cpus,
+    cookie_of,
     counts_of,
     find_older,
     flushing_tcp,
@@ -35,7 +37,9 @@ from tests.patience import SCALE, eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
+from sockledger.kernel.meters import Meters
 from sockledger.kernel.sums import RETIRED
+from sockledger.ledger.ledger import WARNINGS, Ledger
 
 RHYTHMS = {"never flushed": None, "flushed all the time": 0.0}
 LIFETIMES = 2
@@ -279,7 +283,73 @@ def test_accounts_of_connections_that_the_send_buffer_limits(
         assert by_buffer > 0 or SCALE > 1, "an emulator is slower than the link"
 
 
+def test_segments_by_the_thousand_million(below: CgroupRoot, ends: Ends) -> None:
+    """The kernel counts them in 32 bits: whether a counter has wrapped or was set to 0 the bytes tell."""
+    number = 0x9000_0000
+    with attached(below) as path:
+        (pair,) = ends.pairs(1)
+        pair.exchange(1000, 3000)
+        path.flush_tcp()
+        table, key = path.maps["tcp_sockets"], cookie_of(pair.client).to_bytes(8, sys.byteorder)
+
+        def advance(**counts: int) -> Counter[str]:
+            """Let the socket have counted so much since the last flush; return what is counted of it."""
+            before = books_of(path, ends.client.id).counts
+            entry = table.value.unpack(table.lookup(key) or b"")
+            for name, count in counts.items():
+                entry[f"cursor.{name}"] -= count
+                entry[f"cursor.{name}"] &= (1 << (64 if name.endswith("bytes") else 32)) - 1
+            table.update(key, table.value.pack(**entry))
+            path.flush_tcp()
+            after = books_of(path, ends.client.id).counts
+            return Counter(
+                {name: after[name] - before[name] for name in after if after[name] != before[name]}
+            )
+
+        segments = {"transmit_segments": number, "receive_segments": number}
+        assert not advance(**segments), "no bytes"
+        assert advance(acked_bytes=number) == Counter(segments) | Counter(acked_bytes=number)
+
+
 # ---- no room
+
+
+def test_older_sockets_that_find_no_room(
+    below: CgroupRoot, ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends.pairs(10)
+    with attached(below, connections=5) as path:
+        Ledger(path, below, Meters((), below, path)).flush()
+        assert path.flush_tcp() == 5
+        assert tcp_losses(path) == {"connections_full": 2 * 10 + 1 - 5}
+        assert [record.message for record in caplog.records] == [WARNINGS["connections_full"]]
+
+
+def test_a_cgroup_that_finds_room_later(below: CgroupRoot, ends: Ends) -> None:
+    """What has begun in that of the others ends there."""
+    with attached(below, cgroups=2) as path:
+        table = path.maps["tcp_totals"]
+        nobodys = [number.to_bytes(8, sys.byteorder) for number in (1, 2)]
+        for key in nobodys:
+            table.update(key, bytes(table.value_size))
+        first = ends.pairs(3)
+        path.flush_tcp()
+        assert books_of(path, 0).sockets == {LISTEN: 1, ESTABLISHED: 6}
+        for key in nobodys:
+            table.delete(key)
+        ends.pairs(2)
+        path.flush_tcp()
+        for pair in first:
+            reset(pair.client)
+            wait_for_state(pair.server, CLOSE)
+        path.flush_tcp()
+        others = books_of(path, 0)
+        assert others.sockets == {LISTEN: 1}
+        assert others.opened == others.closed == {"active": 3, "passive": 3}
+        for (_, cgroup), role, listening in zip(ends.sides, ROLES, ({}, {LISTEN: 1}), strict=True):
+            books = books_of(path, cgroup.id)
+            assert books.sockets == {ESTABLISHED: 2} | listening
+            assert (books.opened, books.closed) == ({role: 2}, {})
 
 
 def test_connections_that_find_no_room(below: CgroupRoot, ends: Ends) -> None:

@@ -38,8 +38,8 @@ LOST_UPDATES = Metric(
     "at its end, role unknown, without its figures; a failed connect or a listener is missing. "
     "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
     "end_unseen: a TCP socket was gone without a sign; what it counted since the last flush is missing. "
-    "name_full: no room for a new cgroup's name (limits.cgroups is too small), or its path is longer than "
-    "414 bytes: if it is gone before a flush, it is unknown.",
+    "name_full: no room (limits.cgroups is too small), or no memory, for a new cgroup's name, or its path is "
+    "longer than 414 bytes: if it is gone before a flush, it is unknown.",
     ("reason",),
     "reasons",
 )

@@ -131,8 +131,8 @@ class DataPath:
         self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
         self.links = Links(pins)
         self._jumpers: dict[str, int] = {}
+        self._ran_before: dict[str, ProgramStats] = {}
         self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
-        self._fresh = pins is not None and not pins.there()
 
         set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
         for name, program in self.programs.items():
@@ -168,6 +168,7 @@ class DataPath:
             if name != QUEUES:
                 each.make_overflow()
         self._known_lapses = self._lapses()
+        self.lost_before = self.lost_updates()  # in other daemons' times
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
@@ -253,8 +254,9 @@ class DataPath:
     def attach(self) -> None:
         """Attach all programs, or replace those that are pinned. UserError if the cgroup refuses.
 
-        First what notes cgroups, then the ends of connections, then those that are older, then packets; then
-        drops of datagrams, for what a socket has dropped before its packets are counted is not ours.
+        First what notes cgroups, then the ends of connections, then those that are older, then the ends of
+        UDP sockets and packets; then drops of datagrams, for what a socket has dropped before its packets are
+        counted is not ours.
         """
         parts = self._parts
         if self._pins:  # or what a socket has dropped would be an older one's
@@ -266,7 +268,8 @@ class DataPath:
             self.flush_udp()  # what has an entry begins anew, too
         try:
             if self._counts("cgroup"):
-                for name in ("sl_cgroup_mkdir", "sl_cgroup_rmdir", "sl_cgroup_release"):
+                # whichever comes last finds what the others have noted, or notes it, in the map in use now
+                for name in ("sl_cgroup_release", "sl_cgroup_rmdir", "sl_cgroup_mkdir"):
                     self._hook(name)
             if parts.tcp:
                 self._hook("sl_tcp_states")
@@ -287,6 +290,7 @@ class DataPath:
         if self._pins:
             self.links.remove_others(but=METERS)  # these are known at the first flush
             bring_home(self._pins, self._map_pins, self.grace_period)
+            self.flush_sockets()  # the lease is a moment, and no sum
             self._pins.note_attached(self.links.held.keys() & ATTACHED.keys())
         self.cgroups.note_older(self._root)  # after those that are gone: room may be scarce
 
@@ -312,6 +316,7 @@ class DataPath:
             # before its link: nobody who finds that finds it without its program, or with another's
             is_new = not self._pins.link(name).exists()
             self._jumpers[name] = self._pins.keep_program(name, self.programs[name].fd, is_new)
+            self._ran_before[name] = program_stats(self._jumpers[name])
         self.links.add(name, attach, lambda _: True)
 
     def _fill_slot(self, name: str) -> None:
@@ -367,27 +372,34 @@ class DataPath:
         return True
 
     def undo(self) -> None:
-        """Detach what `attach` has attached, and leave the pins as they were before."""
+        """Detach what `attach` has attached; without a predecessor's pins leave none."""
         self._undo_links()
-        if self._pins and self._fresh:
+        if self._pins and not self._pins.resumed:
             self._pins.remove()
 
     def _undo_links(self) -> None:
         """Detach what was not attached before; first it is noted that this is meant to be."""
-        if self._pins and not self._fresh:
+        if self._pins and self._pins.resumed:
             self._pins.note_attached(self._pins.attached - self.links.new)
         self.links.undo()
 
     def stats(self, name: str) -> ProgramStats:
-        """Return the kernel's counts for a program that is attached."""
-        return program_stats(self._jumpers.get(name, self.programs[name].fd))
+        """Return the kernel's counts for a program that is attached, since this daemon's start."""
+        if name not in self._jumpers:
+            return program_stats(self.programs[name].fd)
+        return program_stats(self._jumpers[name]).since(self._ran_before[name])
 
     def detached(self) -> set[str]:
         """Return the programs that the kernel does not run any more."""
         return (self.links.detached() & self.programs.keys()) | self._changed_slots()
 
     def mend(self) -> None:
-        """Attach and pin again what was detached and unpinned by others, with a line in the log for each."""
+        """Attach and pin again what was detached and unpinned by others, with a line in the log for each.
+
+        UserError if another daemon has pinned its own there.
+        """
+        if self._pins and self._pins.link_ids(HOT_PATH) - {self.links.held[HOT_PATH].id}:
+            raise UserError(f"{self._pins.folder}: another daemon's programs are pinned there: stop this one")
         for name in self._changed_slots():
             self._fill_slot(name)
             logger.warning("put back in its slot", extra={"program": name})
@@ -522,7 +534,7 @@ class DataPath:
             for key, value in zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True):
                 yield TotalsKey._make(key), Traffic._make(value)
 
-    def connected(self) -> set[int]:
+    def with_tcp_sockets(self) -> set[int]:
         """Return the ids of all cgroups that TCP sockets count for, now or later."""
         table = self.maps["tcp_sockets"]
         at, size = table.value.field("cgroup_id").offset, table.value_size

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 from sockledger.kernel.btf import Btf, Layout
 
 logger = logging.getLogger(__name__)
@@ -212,6 +212,8 @@ class LoadError(Exception):
 
     def __init__(self, error: OSError, log: list[str]) -> None:
         verifier = [line for line in log if not line.startswith(("libbpf: ", "processed ", "-- "))]
+        if remedy(error):
+            verifier = []  # it had no objection
         summary = [line for line in log if "failed" in line]
         cause = verifier[-1] if verifier else summary[0] if summary else ""
         self.errno = error.errno
@@ -279,6 +281,14 @@ class ProgramStats:
     run_seconds: float
     runs: int
     recursion_misses: int
+
+    def since(self, earlier: "ProgramStats") -> "ProgramStats":
+        """Return what has come since *earlier*."""
+        return ProgramStats(
+            self.run_seconds - earlier.run_seconds,
+            self.runs - earlier.runs,
+            self.recursion_misses - earlier.recursion_misses,
+        )
 
 
 class Program:

@@ -90,7 +90,7 @@ class Links:
                 link = self._attach[name]()
             except FileNotFoundError:
                 continue  # a cgroup that is gone
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if name not in self._refused:
                     logger.error("attaching again failed", extra={"link": name, "error": str(error)})  # noqa: TRY400
                 self._refused.add(name)

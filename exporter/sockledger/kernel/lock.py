@@ -1,5 +1,6 @@
 """The lock that keeps a second daemon from attaching beside the first: a flock on a folder in bpffs."""
 
+import errno
 import fcntl
 import os
 from contextlib import ExitStack, suppress
@@ -42,6 +43,11 @@ class Lock:
                 return False
             except OSError as error:
                 what_to_do = remedy(error) or "the daemon must be able to make, open and change this folder"
+                if error.errno == errno.EROFS:
+                    what_to_do = (
+                        f"make it writable (mount -o remount,rw {self._bpffs}, ReadWritePaths= in a systemd "
+                        "unit, no readOnly volumeMount)"
+                    )
                 raise UserError(f"{self._path}: {error.strerror}: {what_to_do}") from None
             undo.pop_all()
         if self._fd is not None:

@@ -80,9 +80,9 @@ class Meters:
         try:
             self._datapath.add_meter(cgroup_id, Path(f"{self._root.path}{path}"))
             self._paths[cgroup_id] = path
-        except UserError as error:
+        except FileNotFoundError:
+            pass  # gone meanwhile
+        except (UserError, OSError) as error:
             if cgroup_id not in self._refused:
                 logger.warning("meter not attached", extra={"error": str(error)})
             self._refused.add(cgroup_id)
-        except OSError:
-            pass  # gone meanwhile

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Moves on when a daemon can no longer go on with what another has pinned.
 VERSION = "v1"
-_PLAIN = "-"
+_PLAIN = "-"  # a layout without members; no links
 _SYMLINKS = ("layouts", "generations")
 KINDS = (*_SYMLINKS, "maps", "links", "programs", "hooks")
 
@@ -74,7 +74,7 @@ class Pins:
 
     def there(self) -> bool:
         """Whether anything is pinned, by whatever version."""
-        return bool(self._versions())
+        return any(map(_holds_any, self._versions()))
 
     def _versions(self) -> list[Path]:
         # a symbolic link is nobody's but whoever wants us to remove what it points to
@@ -86,9 +86,10 @@ class Pins:
 
         UserError if what is pinned counts in another cgroup, or is another version's.
         """
-        if others := [each.name for each in self._versions() if each.name != VERSION]:
+        versions = [each.name for each in self._versions() if _holds_any(each)]
+        if others := [each for each in versions if each != VERSION]:
             raise UserError(self._not_understood(", ".join(others)))
-        if self.folder.exists() and (reason := self._unfit(root_id, {each.path for each in wanted})):
+        if versions and (reason := self._unfit(root_id, {each.path for each in wanted})):
             logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
             self.remove()
         if self.resumed:
@@ -96,8 +97,10 @@ class Pins:
                 logger.warning(
                     "somebody has removed generations: what began anew may be shown at 0 once more"
                 )
-            with suppress(FileNotFoundError):
-                self.attached = set(os.readlink(self._attached).split(","))  # noqa: PTH115 - it is no path
+            try:
+                self.attached = {*os.readlink(self._attached).split(",")} - {_PLAIN}  # noqa: PTH115 - no path
+            except FileNotFoundError:
+                logger.warning("it is not known what was attached: if a program was not, counts are missing")
         self.make_folders()
         self.generations = {path.name: os.readlink(path) for path in self.all("generations")}  # noqa: PTH115
 
@@ -124,13 +127,16 @@ class Pins:
             counted_in = int(self._root.readlink().name)
         except FileNotFoundError:
             return "a start or an uninstall did not come to its end, or somebody has removed root"
+        except ValueError:
+            raise ValueError(f"{self._root.name} names no cgroup") from None
         if missing := CORE - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
         left = self.all("maps") - wanted
         if any(pin_name(path) in FIXED and pin_name(path) in map(pin_name, wanted) for path in left):
             raise UserError(self._not_understood(VERSION))
-        if not set(map(self._layouts, left)) <= self.all("layouts"):
-            return "somebody has removed layouts"
+        layouts = self.all("layouts")
+        if unknown := sorted(path.name for path in left if self._layouts(path) not in layouts):
+            return f"somebody has removed layouts, or these maps are none of ours: {', '.join(unknown)}"
         if not self.flushes(left).keys() <= self.all("programs"):
             return "somebody has removed programs"
         if counted_in == root_id:
@@ -151,16 +157,13 @@ class Pins:
     def complete(self, root_id: int) -> None:
         """Note that all maps are pinned, and in which cgroup they count."""
         with suppress(FileExistsError):
+            self._attached.symlink_to(_names(self.attached))
+        with suppress(FileExistsError):
             self._root.symlink_to(str(root_id))
-        if self.attached:  # and somebody has removed it
-            with suppress(FileExistsError):
-                self._attached.symlink_to(_names(self.attached))
 
     def note_attached(self, names: Set[str]) -> None:
         """Note which links are there, for the next start to say if they are not."""
-        if not names:
-            self._attached.unlink(missing_ok=True)
-        elif names != self.attached:
+        if names != self.attached:
             _replace(self._attached, lambda fresh: fresh.symlink_to(_names(names)))
         self.attached = set(names)
 
@@ -193,7 +196,10 @@ class Pins:
     def layouts(self, path: Path) -> tuple[Layout | None, Layout | None]:
         """Return the layouts of keys and values of a pinned map, None for a plain number."""
         text = os.readlink(self._layouts(path))  # noqa: PTH115 - it is no path
-        key, value = (None if each == _PLAIN else parse(each) for each in text.split("/"))
+        try:
+            key, value = (None if each == _PLAIN else parse(each) for each in text.split("/"))
+        except ValueError:
+            raise ValueError(f"{self._layouts(path)} is not readable") from None
         return key, value
 
     def _layouts(self, path: Path) -> Path:
@@ -283,7 +289,7 @@ def _replace(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def _names(links: Set[str]) -> str:
-    return ",".join(sorted(links))
+    return ",".join(sorted(links)) or _PLAIN
 
 
 def pin_name(path: Path) -> str:
@@ -297,6 +303,11 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
+
+
+def _holds_any(folder: Path) -> bool:
+    """Whether anything but folders is in a folder: a start that was refused at once leaves these."""
+    return any(_holds_any(path) if stat.S_ISDIR(path.lstat().st_mode) else True for path in _entries(folder))
 
 
 def _remove_tree(folder: Path) -> int:

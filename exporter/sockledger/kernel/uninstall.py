@@ -19,7 +19,7 @@ def uninstall(bpffs: Path, cgroupfs: Path | None) -> int:
         raise UserError(f"{bpffs}: not a BPF file system: name the one that was used with --path.bpffs")
     lock = Lock(bpffs)
     if not lock.try_acquire():
-        raise UserError("a daemon runs with what is pinned: stop it first")
+        raise UserError(f"{bpffs}: a daemon runs with what is pinned there: stop it first")
     try:
         removed = Pins(bpffs).remove()
     finally:

@@ -61,8 +61,11 @@ def _carry_over(pins: Pins, path: Path, maps: Mapping[str, Map]) -> None:
     with opened(path) as fd:
         if entries is Entries.COPIED:
             without_room = _copy(OpenMap(fd), target, layouts)
-            if without_room:  # its size is large enough
-                raise UserError(f"{path}: no memory to carry it over: allow the daemon more, nothing is lost")
+            if without_room:  # new cgroups may have taken it, too
+                raise UserError(
+                    f"{path}: no room, or no memory, to carry it over: raise limits.cgroups and "
+                    "limits.label_sets, or allow the daemon more memory, nothing is lost"
+                )
         else:
             without_room = _move(OpenMap(fd), target, layouts, maps["overflow"])
     logger.info("carried over", extra={"map": name, "without_room": without_room})

@@ -28,10 +28,12 @@ OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 WARNINGS = {
     "totals_full": "the totals are full: what is new counts as cgroup other, raise limits.cgroups",
     "connections_full": "too many TCP sockets are open: not all are followed, raise limits.connections",
-    "connections_busy": "there was no entry for a TCP socket: not all are followed",
+    "connections_busy": "memory was short for a TCP socket, or a flush was at its last connection: "
+    "not all are followed",
     "udp_sockets_full": "too many UDP sockets drop datagrams, or memory is short: drops are missing",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
-    "name_full": "there was no room for a cgroup's name: it may count as unknown, raise limits.cgroups",
+    "name_full": "there was no room, or no memory, for a cgroup's name: it may count as unknown, "
+    "raise limits.cgroups, or allow the daemon more memory",
 }
 
 
@@ -104,7 +106,7 @@ class Ledger:
         self._names = Names(root, datapath.cgroups)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
-        self._lost = datapath.lost_updates()  # in other daemons' times
+        self._lost = datapath.lost_before
         self._warned: set[str] = set()
         self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0.0, 0)
 
@@ -209,7 +211,8 @@ class Ledger:
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         for (protocol, family), traffic in overflow.items():
             if any(traffic):
-                accounts[Account(OVERFLOW, protocols[protocol], families[family])] = traffic
+                account = Account(OVERFLOW, protocols[protocol], families[family])
+                accounts[account] = traffic.plus(accounts.get(account, NO_TRAFFIC))
         return accounts
 
 

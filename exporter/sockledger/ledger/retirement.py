@@ -230,7 +230,7 @@ class Retirement:
         unused = [each for each in hidden if not noted[each].released and noted[each].removed < before]
         if not +short or not unused:
             return
-        connected = self._datapath.connected()
+        connected = self._datapath.with_tcp_sockets()
         chosen = []
         for number in sorted(unused, key=lambda number: noted[number].removed):
             if number not in connected and +short & occupied[number]:
