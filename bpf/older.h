@@ -31,7 +31,7 @@ int sl_older(struct bpf_iter__task_file *ctx)
 	 */
 	if (settings.tcp && protocol == IPPROTO_TCP) {
 		error = adopt(cookie, sk);
-		if (error) /* at its packets it is not told again */
+		if (error) /* once for each of its descriptors, and not again at its packets */
 			find_no_room(error);
 	}
 	return 0;

@@ -202,7 +202,7 @@ class Daemon:
             twice = now_free
             if not waiting:
                 logger.warning(
-                    "another sockledger counts in this cgroup or has pinned here: waiting until it stops, "
+                    "another sockledger counts in this cgroup or holds the lock: waiting until it stops, "
                     "or, if none runs, until what it has pinned is uninstalled",
                     extra=where,
                 )

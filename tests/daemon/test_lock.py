@@ -19,7 +19,7 @@ from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.lock import Lock
 
-WAITING = "another sockledger counts in this cgroup or has pinned here: waiting"
+WAITING = "another sockledger counts in this cgroup or holds the lock: waiting"
 
 
 def _starts(daemons: list[Daemon], number: int) -> bool:

@@ -70,7 +70,7 @@ from sockledger.kernel.pins import KINDS, VERSION, Pins, opened, pin_name, shape
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED_TOTALS, Traffic
 from sockledger.ledger.births import Births
-from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.ledger import WARNINGS, Ledger
 from sockledger.ledger.reconciliation import Reconciliation
 from sockledger.ledger.retirement import HOUR
 
@@ -598,6 +598,23 @@ def test_what_never_changes(root: CgroupRoot) -> None:
     path.close()
 
 
+def test_what_was_lost_before_is_not_told_of_anew(
+    below: CgroupRoot, pins: Pins, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by a version with one reason more, either, which moves what is counted."""
+    added = Change("ledger.h", "	__u64 sockets_full;", "	__u64 added;\n	__u64 sockets_full;")
+    image = build(tmp_path / "another", (added,))
+    with closing(start(below, pins)) as path:
+        table = path.maps["lost"]
+        table.update(bytes(4), table.value.pack(connections_full=7))
+    for each in (None, image, None):
+        with closing(start(below, pins, image=each)) as path:
+            ledger = Ledger(path, below, Meters((), below, path))
+            ledger.flush()
+            assert ledger.books.lost_updates["connections_full"] == 7
+    assert WARNINGS["connections_full"] not in caplog.text
+
+
 def test_what_must_never_change_has(below: CgroupRoot, pins: Pins, tmp_path: Path) -> None:
     start(below, pins).close()
     image = build(tmp_path / "another", (Change("tcp.h", "	bool in_other;", "	bool in_other, added;"),))
@@ -810,12 +827,17 @@ def test_one_that_cannot_be_attached_again(
         assert caplog.text.count("attaching again failed") == 1
 
 
-def test_another_daemon_has_pinned_its_own(below: CgroupRoot, pins: Pins, client: Cgroup) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_another_daemon_has_pinned_its_own(
+    below: CgroupRoot, pins: Pins, client: Cgroup, *, early: bool
+) -> None:
     """Somebody has removed our pins, and a daemon for another cgroup has come and gone: these are its."""
     other = CgroupRoot(client.path)
     with closing(start(below, pins)) as path:
         pins.remove()
         start(other, pins).close()
+        if early:  # it was killed before it had attached anything
+            pins.link(HOT_PATH).unlink()
         pinned = pins.all("maps")
         with pytest.raises(UserError, match="another daemon's programs are pinned there"):
             path.mend()

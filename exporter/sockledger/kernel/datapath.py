@@ -289,7 +289,10 @@ class DataPath:
             raise
         if self._pins:
             self.links.remove_others(but=METERS)  # these are known at the first flush
+            before = self.lost_updates()
             bring_home(self._pins, self._map_pins, self.grace_period)
+            for reason, updates in self.lost_updates().items():
+                self.lost_before[reason] += updates - before[reason]
             self.flush_sockets()  # the lease is a moment, and no sum
             self._pins.note_attached(self.links.held.keys() & ATTACHED.keys())
         self.cgroups.note_older(self._root)  # after those that are gone: room may be scarce
@@ -398,7 +401,7 @@ class DataPath:
 
         UserError if another daemon has pinned its own there.
         """
-        if self._pins and self._pins.link_ids(HOT_PATH) - {self.links.held[HOT_PATH].id}:
+        if self._pins and self._are_anothers(self._pins):
             raise UserError(f"{self._pins.folder}: another daemon's programs are pinned there: stop this one")
         for name in self._changed_slots():
             self._fill_slot(name)
@@ -411,6 +414,15 @@ class DataPath:
                 self._pins.keep(fd, self._pins.hook(name))
             for name in self._pin_maps(self._pins, self._pins.keep):
                 logger.warning("pinned again", extra={"map": name})
+
+    def _are_anothers(self, pins: Pins) -> bool:
+        """Whether somebody has removed our pins, and what is pinned now is another daemon's."""
+        if pins.counted_in() not in (None, self._root.id):
+            return True
+        try:
+            return not pins.link_ids(HOT_PATH) <= {self.links.held[HOT_PATH].id}
+        except OSError:  # read-only by now: nothing will be pinned
+            return False
 
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""

@@ -79,13 +79,14 @@ class Pins:
     def _versions(self) -> list[Path]:
         # a symbolic link is nobody's but whoever wants us to remove what it points to
         versions = (path for path in _entries(self._home) if path.match("v[0-9]*"))
-        return sorted(path for path in versions if stat.S_ISDIR(path.lstat().st_mode))
+        return sorted(path for path in versions if stat.S_ISDIR(_mode(path)))
 
     def begin(self, root_id: int, wanted: Iterable[MapPin]) -> None:
         """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
 
         UserError if what is pinned counts in another cgroup, or is another version's.
         """
+        self.resumed, self.attached = False, set()
         versions = [each.name for each in self._versions() if _holds_any(each)]
         if others := [each for each in versions if each != VERSION]:
             raise UserError(self._not_understood(", ".join(others)))
@@ -121,14 +122,20 @@ class Pins:
         for folder in (self._home, self.folder, *(self.folder / kind for kind in KINDS)):
             folder.mkdir(mode=0o700, exist_ok=True)
 
+    def counted_in(self) -> int | None:
+        """Return the id of the cgroup that what is pinned counts in, None if it is no whole."""
+        try:
+            return int(self._root.readlink().name)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise ValueError(f"{self._root} names no cgroup") from None
+
     def _unfit(self, root_id: int, wanted: set[Path]) -> str:
         """Return why what is pinned cannot be gone on with, empty if it can."""
-        try:
-            counted_in = int(self._root.readlink().name)
-        except FileNotFoundError:
+        counted_in = self.counted_in()
+        if counted_in is None:
             return "a start or an uninstall did not come to its end, or somebody has removed root"
-        except ValueError:
-            raise ValueError(f"{self._root.name} names no cgroup") from None
         if missing := CORE - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
         left = self.all("maps") - wanted
@@ -306,8 +313,23 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _holds_any(folder: Path) -> bool:
-    """Whether anything but folders is in a folder: a start that was refused at once leaves these."""
-    return any(_holds_any(path) if stat.S_ISDIR(path.lstat().st_mode) else True for path in _entries(folder))
+    """Whether anything but folders is in a folder: a start that was refused at once leaves these.
+
+    Others may be removing it.
+    """
+    for path in _entries(folder):
+        mode = _mode(path)
+        if _holds_any(path) if stat.S_ISDIR(mode) else mode:
+            return True
+    return False
+
+
+def _mode(path: Path) -> int:
+    """Return st_mode, 0 if nothing is there any more."""
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return 0
 
 
 def _remove_tree(folder: Path) -> int:
