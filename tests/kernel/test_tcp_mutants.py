@@ -276,8 +276,13 @@ def is_exact(
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
 def test_caught(mutant: Mutant, below: CgroupRoot, generator: Generator, tmp_path: Path) -> None:
     image = build(tmp_path, mutant.changes, defines="-DBRANCH_COUNTERS")
-    exact = [is_exact(mutant, image, below, generator, Counter()) for _ in range(RUNS)]
-    assert exact.count(True) <= RUNS // 10
+
+    def missed() -> bool:
+        return is_exact(mutant, image, below, generator, Counter())
+
+    # which memory is used again is chance, so one may be missed, and then another may not
+    exact = [missed() for _ in range(RUNS)].count(True)
+    assert exact == 0 or (exact == 1 and not missed())
 
 
 @pytest.mark.parametrize("mutant", EQUALS.values(), ids=EQUALS.keys())
