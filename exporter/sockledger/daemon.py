@@ -310,7 +310,7 @@ class Daemon:
         try:
             self._lock.renew()
             datapath.mend()
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ValueError) as error:
             logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
 
     def _is_pinned(self, datapath: DataPath) -> bool:

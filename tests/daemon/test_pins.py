@@ -258,6 +258,16 @@ def test_what_cannot_be_understood_is_one_line(pinned: Surroundings) -> None:
     assert "sockledger uninstall removes it" in daemon.log
 
 
+def test_what_is_not_understood_while_it_runs(pinned: Surroundings) -> None:
+    daemon = pinned.run()
+    root = pinned.bpffs / "sockledger/v1/root"
+    root.unlink()
+    root.symlink_to("abc")
+    end(daemon, signal.SIGTERM)
+    assert daemon.lines("attaching and pinning again failed", "root names no cgroup") == 1
+    assert daemon.lines("Traceback") == 0
+
+
 def test_few_descriptors(pinned: Surroundings, netns: Netns) -> None:
     """Whoever has too few says so, wherever it notices, and leaves what is pinned alone."""
     home = pinned.bpffs / "sockledger"
