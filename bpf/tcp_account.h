@@ -26,8 +26,7 @@ static __always_inline struct tcp_totals *tcp_totals_of(__u64 cgroup_id)
 	return sums_of(&tcp_totals, &key, &no_tcp_totals, &other);
 }
 
-/* What a socket has begun with in other's it must not end in its cgroup's, for which there may be room now.
- */
+/* Who has begun in other's totals does not end in its cgroup's, for which there may be room now. */
 static __always_inline struct tcp_totals *tcp_totals_for(const struct tcp_socket *s)
 {
 	return tcp_totals_of(s->in_other ? 0 : s->cgroup_id);

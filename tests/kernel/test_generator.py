@@ -2,7 +2,7 @@
 
 import pytest
 from tests.kernel.machine import Netns
-from tests.kernel.traffic import Generator, Result, netstat, scaled
+from tests.kernel.traffic import SLOW_LINK, Generator, Result, netstat, scaled
 from tests.patience import SCALE
 
 CONNECTIONS = max(scaled(700), 140)  # several of each kind, at any scale
@@ -89,9 +89,7 @@ def test_accounts_agree_with_each_other(generator: Generator, netns: Netns) -> N
 def test_accounts_of_slow_connections(generator: Generator, netns: Netns) -> None:
     for side in generator.run("accounts", 64, slow=1).tcp_info.values():
         assert side["busy_time"] >= side["rwnd_limited"] > 0
-    # a burst lets less through at once than the send buffer holds
-    slow_link = ("rate", "10mbit", "burst", "20k", "latency", "1s")
-    netns.run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", *slow_link)
+    netns.run("tc", "qdisc", "add", "dev", "lo", "root", *SLOW_LINK)
     sides = generator.run("accounts", 64, small_buffer=1).tcp_info.values()
     assert all(side["busy_time"] >= side["sndbuf_limited"] for side in sides)
     # of one side it may be less than a tick

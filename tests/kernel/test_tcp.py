@@ -32,7 +32,7 @@ from tests.kernel.tcp import (
     times_of,
     wait_for_state,
 )
-from tests.kernel.traffic import Generator, Result, scaled
+from tests.kernel.traffic import SLOW_LINK, Generator, Result, scaled
 from tests.patience import SCALE, eventually
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -266,10 +266,8 @@ def test_accounts_of_connections_that_the_receiver_limits(below: CgroupRoot, gen
 def test_accounts_of_connections_that_the_send_buffer_limits(
     below: CgroupRoot, generator: Generator, netns: Netns
 ) -> None:
-    # a burst lets less through at once than the send buffer holds
-    slow_link = ("rate", "10mbit", "burst", "20k", "latency", "1s")
     try:
-        netns.run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", *slow_link)
+        netns.run("tc", "qdisc", "add", "dev", "lo", "root", *SLOW_LINK)
     except RuntimeError as error:
         pytest.skip(f"this kernel has no tbf: {error}")
     with attached(below) as path:

@@ -15,6 +15,9 @@ from sockledger.kernel.sums import Traffic
 
 SOURCE = Path(__file__).with_name("generator") / "traffic.c"
 
+# With it a small send buffer limits: a burst lets less through at once than that holds.
+SLOW_LINK = ("tbf", "rate", "10mbit", "burst", "20k", "latency", "1s")
+
 # Together all kinds of packets there are: 10,000 TCP connections, 10,000 UDP sockets closed under fire.
 EVERYTHING = {"tcp": 7000, "unaccepted": 1000, "killed": 2000, "udp": 4000, "flood": 10000, "others": 200}
 

@@ -203,16 +203,16 @@ class Ledger:
         workloads: Mapping[int, Workload],
     ) -> dict[Account, Traffic]:
         protocols, families = self.datapath.labels.protocol, self.datapath.labels.family
+        rows = [
+            (workloads[key.cgroup_id], key.protocol, key.family, traffic)
+            for key, traffic in totals.items()
+            if key.cgroup_id in workloads
+        ]
+        rows += [(OVERFLOW, *kind, traffic) for kind, traffic in overflow.items() if any(traffic)]
         accounts: dict[Account, Traffic] = {}
-        for key, traffic in totals.items():
-            if key.cgroup_id not in workloads:
-                continue
-            account = Account(workloads[key.cgroup_id], protocols[key.protocol], families[key.family])
+        for workload, protocol, family, traffic in rows:
+            account = Account(workload, protocols[protocol], families[family])
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
-        for (protocol, family), traffic in overflow.items():
-            if any(traffic):
-                account = Account(OVERFLOW, protocols[protocol], families[family])
-                accounts[account] = traffic.plus(accounts.get(account, NO_TRAFFIC))
         return accounts
 
 
