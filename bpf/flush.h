@@ -2,6 +2,7 @@
 /* The flush: user space has the table of sockets walked, inside the kernel. */
 #include "drain.h"
 #include "flushes.h"
+#include "lease.h"
 #include "udp.h"
 
 static __always_inline void pull_drops_at(struct socket_counts *s, __u64 owner)
@@ -53,7 +54,7 @@ int sl_flush(void *ctx)
 	bpf_for_each_map_elem(&sockets, flush_one, &taken, 0);
 	if (f) {
 		f->walks++;
-		renew_lease(f);
+		f->lapses += renew_lease();
 	}
 	return taken;
 }

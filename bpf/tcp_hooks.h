@@ -3,8 +3,8 @@
  * The hooks of TCP: what a connection tells of itself, and the flush that reads it meanwhile. None of them
  * changes a connection, but for two bits of what it tells to sockops programs.
  */
-#include "flushes.h"
 #include "hook.h"
+#include "lease.h"
 #include "tcp_sockets.h"
 #include <bpf/bpf_tracing.h>
 

@@ -4,7 +4,7 @@
  * at further attach points. They only count and always return 1.
  */
 #include "drain.h"
-#include "flushes.h"
+#include "lease.h"
 #include "seats.h"
 #include "tcp_sockets.h"
 #include "udp.h"

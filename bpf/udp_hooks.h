@@ -6,6 +6,7 @@
  */
 #include "flushes.h"
 #include "hook.h"
+#include "lease.h"
 #include "seats.h"
 #include "udp.h"
 #include <bpf/bpf_tracing.h>

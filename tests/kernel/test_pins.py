@@ -202,6 +202,8 @@ ANOTHER = (
     Change("udp.h", "	__u64 receive_drops;\n", "	__u64 added;\n	__u64 receive_drops;\n"),
     Change("ledger.h", "	__u64 sockets_full;", "	__u64 added;\n	__u64 sockets_full;"),
     Change("ledger.h", "	__u64 pending[FAMILIES]", "	__u64 added;\n	__u64 pending[FAMILIES]"),
+    Change("flushes.h", "struct flushes {\n", "struct flushes {\n	__u64 added;\n"),
+    Change("lease.h", "struct lease {\n", "struct lease {\n	__u64 added;\n"),
     Change(
         "ledger.h",
         "struct cgroup_key {\n",
@@ -878,7 +880,7 @@ def test_unpinned_by_hand(
         assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["control", "totals", "overflow", "sockets", "flushes", "shown"])
+@pytest.mark.parametrize("name", ["control", "totals", "overflow", "sockets", "flushes", "lease", "shown"])
 def test_a_map_unpinned_by_hand_while_no_daemon_runs(
     root: CgroupRoot, pins: Pins, generator: Generator, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1277,8 +1279,14 @@ def test_a_cgroup_that_comes_while_one_looks_around(
 # ---- the lease
 
 
+@pytest.mark.parametrize("changes", [(), ANOTHER], ids=["same", "another"])
 def test_dormant_when_the_lease_is_over(
-    below: CgroupRoot, pins: Pins, generator: Generator, caplog: pytest.LogCaptureFixture
+    below: CgroupRoot,
+    pins: Pins,
+    generator: Generator,
+    caplog: pytest.LogCaptureFixture,
+    changes: tuple[Change, ...],
+    tmp_path: Path,
 ) -> None:
     """Neither side of the books moves on, connections stay balanced, and the next daemon says so."""
     lease = 0.2
@@ -1291,12 +1299,23 @@ def test_dormant_when_the_lease_is_over(
         assert control(path, below) == NOTHING
         books = books_of(path, generator.client.id)
         assert (books.opened, books.closed, books.failures) == ({}, {}, {})
-    with closing(start(below, pins)) as path:
+    with closing(start(below, pins, image=build(tmp_path / "next", changes))) as path:
+        flush(path)
         assert caplog.text.count("nothing was counted for a while") == 1
         result = generator.run("udp", scaled(500))
         flush(path)
         assert totals_of(path, generator.client.id) == result.side("client")
         assert final_difference(path, below) == NOTHING
+
+
+def test_a_lease_is_not_moved(below: CgroupRoot, pins: Pins, generator: Generator, tmp_path: Path) -> None:
+    """It is a moment, and no sum: another version's ends when it should."""
+    lease = 0.2
+    start(below, pins, lease=lease).close()
+    with closing(start(below, pins, lease=lease, image=build(tmp_path / "next", ANOTHER))) as path:
+        time.sleep(lease + 2 / ticks_per_second())
+        generator.run("udp", scaled(500))
+        assert control(path, below) == NOTHING
 
 
 def test_without_a_lease_nothing_is_ever_over(

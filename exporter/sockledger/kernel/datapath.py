@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
@@ -75,6 +76,13 @@ class Parts:
     udp: bool = True
 
 
+class _Jumper(NamedTuple):
+    """What a tracepoint's pinned link runs, which may be another daemon's."""
+
+    fd: int
+    ran_before: ProgramStats  # this daemon's start
+
+
 METERS = ("sl_meter_receive", "sl_meter_transmit")
 # What is attached at all times, with a map that is there if it was.
 ATTACHED = {
@@ -130,8 +138,7 @@ class DataPath:
         # without the object's variables
         self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
         self.links = Links(pins)
-        self._jumpers: dict[str, int] = {}
-        self._ran_before: dict[str, ProgramStats] = {}
+        self._jumpers: dict[str, _Jumper] = {}
         self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
 
         set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
@@ -293,13 +300,11 @@ class DataPath:
             bring_home(self._pins, self._map_pins, self.grace_period)
             for reason, updates in self.lost_updates().items():
                 self.lost_before[reason] += updates - before[reason]
-            self.flush_sockets()  # the lease is a moment, and no sum
             self._pins.note_attached(self.links.held.keys() & ATTACHED.keys())
         self.cgroups.note_older(self._root)  # after those that are gone: room may be scarce
 
     def _lapses(self) -> int:
-        flushes = self.maps["flushes"]
-        return flushes.value.unpack(flushes.lookup_index(0))["lapses"]
+        return self.maps["flushes"].value.unpack(self.maps["flushes"].lookup_index(0))["lapses"]
 
     def _hook(self, name: str) -> None:
         """Put a tracepoint's program in its slot, and attach what jumps there."""
@@ -318,8 +323,8 @@ class DataPath:
         if self._pins:
             # before its link: nobody who finds that finds it without its program, or with another's
             is_new = not self._pins.link(name).exists()
-            self._jumpers[name] = self._pins.keep_program(name, self.programs[name].fd, is_new)
-            self._ran_before[name] = program_stats(self._jumpers[name])
+            fd = self._pins.keep_program(name, self.programs[name].fd, is_new)
+            self._jumpers[name] = _Jumper(fd, program_stats(fd))
         self.links.add(name, attach, lambda _: True)
 
     def _fill_slot(self, name: str) -> None:
@@ -388,9 +393,9 @@ class DataPath:
 
     def stats(self, name: str) -> ProgramStats:
         """Return the kernel's counts for a program that is attached, since this daemon's start."""
-        if name not in self._jumpers:
-            return program_stats(self.programs[name].fd)
-        return program_stats(self._jumpers[name]).since(self._ran_before[name])
+        if jumper := self._jumpers.get(name):
+            return program_stats(jumper.fd).since(jumper.ran_before)
+        return program_stats(self.programs[name].fd)
 
     def detached(self) -> set[str]:
         """Return the programs that the kernel does not run any more."""
@@ -410,8 +415,8 @@ class DataPath:
             self._pins.make_folders()
         self.links.mend()
         if self._pins:
-            for name, fd in self._jumpers.items():
-                self._pins.keep(fd, self._pins.hook(name))
+            for name, jumper in self._jumpers.items():
+                self._pins.keep(jumper.fd, self._pins.hook(name))
             for name in self._pin_maps(self._pins, self._pins.keep):
                 logger.warning("pinned again", extra={"map": name})
 
@@ -428,7 +433,7 @@ class DataPath:
         """Let go of everything: without pins all is detached and freed."""
         self.links.close()
         while self._jumpers:
-            os.close(self._jumpers.popitem()[1])
+            os.close(self._jumpers.popitem()[1].fd)
         for kept in self.kept.values():
             kept.close()
         self._object.close()

@@ -34,8 +34,10 @@ _POLICIES = {
     "totals": Policy(core=True),
     "overflow": Policy(core=True),
     "control": Policy(Entries.FIXED, core=True),
-    # the lease, on which both sides go dormant together
+    # between two walks what is dead is read once more
     "flushes": Policy(core=True),
+    # on which both sides go dormant together
+    "lease": Policy(Entries.LEFT, core=True),
     # without it counters would fall
     "shown": Policy(Entries.COPIED, core=True),
     "cgroups": Policy(Entries.COPIED),

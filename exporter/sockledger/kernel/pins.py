@@ -74,7 +74,10 @@ class Pins:
 
     def there(self) -> bool:
         """Whether anything is pinned, by whatever version."""
-        return any(map(_holds_any, self._versions()))
+        return bool(self._pinned_versions())
+
+    def _pinned_versions(self) -> list[str]:
+        return [each.name for each in self._versions() if _holds_any(each)]
 
     def _versions(self) -> list[Path]:
         # a symbolic link is nobody's but whoever wants us to remove what it points to
@@ -87,7 +90,7 @@ class Pins:
         UserError if what is pinned counts in another cgroup, or is another version's.
         """
         self.resumed, self.attached = False, set()
-        versions = [each.name for each in self._versions() if _holds_any(each)]
+        versions = self._pinned_versions()
         if others := [each for each in versions if each != VERSION]:
             raise UserError(self._not_understood(", ".join(others)))
         if versions and (reason := self._unfit(root_id, {each.path for each in wanted})):
