@@ -308,8 +308,9 @@ class Daemon:
 
     def _look_after(self, datapath: DataPath) -> None:
         try:
+            datapath.attach_again()
             self._lock.renew()
-            datapath.mend()
+            datapath.pin_again()
         except (UserError, OSError, ValueError) as error:
             logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
 

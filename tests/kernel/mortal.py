@@ -130,7 +130,8 @@ class Daemon:
             run("bpftool", "link", "detach", "id", str(self._path.links.held[name].id))
 
     def mend(self) -> None:
-        self._path.mend()
+        self._path.attach_again()
+        self._path.pin_again()
 
     def stop(self) -> None:
         self._path.close()

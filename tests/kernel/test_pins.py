@@ -203,7 +203,6 @@ ANOTHER = (
     Change("ledger.h", "	__u64 sockets_full;", "	__u64 added;\n	__u64 sockets_full;"),
     Change("ledger.h", "	__u64 pending[FAMILIES]", "	__u64 added;\n	__u64 pending[FAMILIES]"),
     Change("flushes.h", "struct flushes {\n", "struct flushes {\n	__u64 added;\n"),
-    Change("lease.h", "struct lease {\n", "struct lease {\n	__u64 added;\n"),
     Change(
         "ledger.h",
         "struct cgroup_key {\n",
@@ -595,7 +594,7 @@ def test_what_never_changes(root: CgroupRoot) -> None:
     path = DataPath(root, cgroups=1, sockets=1, connections=1)
     assert (VERSION, {name: shape(path.maps[name]) for name in FIXED}) == (
         "v1",
-        {"tcp_sockets": "5357cbc0", "udp_sockets": "24c173ba", "control": "72a3b33f"},
+        {"tcp_sockets": "5357cbc0", "udp_sockets": "24c173ba", "control": "72a3b33f", "lease": "4060aa57"},
     )
     path.close()
 
@@ -615,6 +614,31 @@ def test_what_was_lost_before_is_not_told_of_anew(
             ledger.flush()
             assert ledger.books.lost_updates["connections_full"] == 7
     assert WARNINGS["connections_full"] not in caplog.text
+
+
+def test_a_protocol_that_a_later_version_told_apart(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns
+) -> None:
+    """After a downgrade it is another one, to its cgroup's end and beyond."""
+    clock = Clock()
+    with closing(start(below, pins)) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "a") as a:
+            bytes_sent = send(netns, a)
+            path.flush()
+            table = path.maps["totals"]
+            [(key, traffic)] = [each for each in path.totals() if each[0].cgroup_id == a.id]
+            table.delete(table.key.struct.pack(*key))
+            later = table.key.struct.pack(*key._replace(protocol=9))
+            assert table.make(later, table.value.struct.pack(*traffic))
+            ledger.flush()
+            shown = {account.protocol: traffic for account, traffic in ledger.books.accounts.items()}
+            assert shown == {"other": traffic}
+            assert traffic.transmit_bytes == bytes_sent
+        released(path, 1)
+        fold(ledger, clock)
+        assert table.lookup(later) is None
+        assert_balanced(path, below)
 
 
 def test_what_must_never_change_has(below: CgroupRoot, pins: Pins, tmp_path: Path) -> None:
@@ -748,6 +772,26 @@ def test_no_memory_is_left(below: CgroupRoot, pins: Pins, generator: Generator, 
 # ---- what a hand or another agent does
 
 
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@contextmanager
+def read_only(pins: Pins) -> Iterator[None]:
+    """As a hand may make a bpffs that is in use."""
+    bpffs = str(pins.folder.parents[1])
+    run("mount", "-o", "remount,ro", bpffs)
+    try:
+        yield
+    finally:
+        run("mount", "-o", "remount,rw", bpffs)
+
+
+def mend(path: DataPath) -> None:
+    path.attach_again()
+    path.pin_again()
+
+
 @pytest.mark.parametrize("name", ["sl_receive", "sl_transmit", "sl_tcp_events", "sl_udp_released"])
 def test_detached_by_hand(
     root: CgroupRoot, pins: Pins, generator: Generator, name: str, caplog: pytest.LogCaptureFixture
@@ -755,7 +799,7 @@ def test_detached_by_hand(
     with closing(start(root, pins)) as path:
         run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
         assert path.detached() == {name}
-        path.mend()
+        mend(path)
         assert path.detached() == set()
         assert "attached again" in caplog.text
         assert pins.open_link(name) is not None
@@ -796,8 +840,8 @@ def test_a_slot_changed_by_hand(
                 OpenMap(fd).update(bytes(4), program.to_bytes(4, sys.byteorder))
         assert path.detached() == {name}
         assert not noted(path)
-        path.mend()
-        path.mend()
+        mend(path)
+        mend(path)
         assert path.detached() == set()
         assert [each.message for each in caplog.records] == ["put back in its slot"]
         assert noted(path)
@@ -823,7 +867,7 @@ def test_one_that_cannot_be_attached_again(
             run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
         pins.remove_maps(pinned)
         for _ in range(2):
-            path.mend()
+            mend(path)
         assert path.detached() == {refused}
         assert pins.all("maps") == pinned
         assert caplog.text.count("attaching again failed") == 1
@@ -842,9 +886,80 @@ def test_another_daemon_has_pinned_its_own(
             pins.link(HOT_PATH).unlink()
         pinned = pins.all("maps")
         with pytest.raises(UserError, match="another daemon's programs are pinned there"):
-            path.mend()
+            mend(path)
         assert pins.all("maps") == pinned
     os.close(other.fd)
+
+
+@pytest.mark.parametrize("at", [0, 10, 20])
+def test_another_daemon_was_killed_at_its_start(
+    below: CgroupRoot, pins: Pins, client: Cgroup, netns: Netns, at: int
+) -> None:
+    """Somebody has removed our pins, and half of what another one pinned is there: ours take its place."""
+    other = CgroupRoot(client.path)
+    with closing(start(below, pins)) as path:
+        send(netns, client)
+        pins.remove()
+        assert killed(partial(start, other, pins), at, {pins_module: ("pin",)})
+        mend(path)
+    send(netns, client)
+    with closing(start(below, pins)) as path:
+        assert_balanced(path, below)
+        assert all_totals(path).transmit_packets == 20
+    os.close(other.fd)
+
+
+def test_bpffs_is_read_only_for_a_while(
+    below: CgroupRoot, pins: Pins, client: Cgroup, netns: Netns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is detached then is attached again, and pinned when it can be."""
+    with closing(start(below, pins)) as path:
+        with read_only(pins):
+            for name in ("sl_receive", "sl_transmit"):
+                run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
+            path.attach_again()
+            assert caplog.text.count("attached again") == 2
+            assert not path.detached()
+            with pytest.raises(OSError, match="Read-only file system"):
+                path.pin_again()
+        mend(path)
+        caplog.clear()
+        mend(path)
+    send(netns, client)
+    with closing(start(below, pins)) as path:
+        assert not caplog.records
+        assert_balanced(path, below)
+        assert all_totals(path).transmit_packets == 10
+
+
+def test_meters_while_bpffs_is_read_only(
+    below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They come and go as far as they can; nothing is left, and nothing counted twice."""
+    with closing(start(below, pins)) as path, ExitStack() as cgroups:
+        ledger = Ledger(path, below, Meters(("/*",), below, path))
+
+        def counted() -> dict[str, int]:
+            ledger.flush()
+            points = ledger.books.attach_points.items()
+            return {point.path: count.transmit_bytes for point, count in points if point.path != "/"}
+
+        gone = cgroups.enter_context(ExitStack())
+        gone.enter_context(new_cgroup(parent.path, "gone"))
+        assert counted() == {"/gone": 0}
+        files = descriptors()
+        with read_only(pins):
+            late = cgroups.enter_context(new_cgroup(parent.path, "late"))
+            gone.close()
+            for _ in range(3):
+                assert counted() == {}
+        assert counted() == {"/late": 0}
+        assert descriptors() == files
+        bytes_sent = send(netns, late)
+        assert counted() == {"/late": bytes_sent}
+        assert caplog.text.count("meter not attached") == 1
+        assert caplog.text.count("stays pinned") == 2
+    start(below, pins).close()
 
 
 @pytest.mark.parametrize("name", ["sl_receive", "sl_transmit"])
@@ -853,7 +968,7 @@ def test_killed_while_attaching_again(below: CgroupRoot, pins: Pins, name: str) 
     for at in range(5):
         with closing(start(below, pins)) as path:
             run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
-            assert killed(path.mend, at)
+            assert killed(partial(mend, path), at)
             names = {*path.links.held}
         assert {each.name for each in pins.all("links")} <= names
         eventually(lambda: set(hot_paths(below.id)) <= pins.link_ids(HOT_PATH), "detached")
@@ -867,11 +982,11 @@ def test_unpinned_by_hand(
         pinned = pins.all("maps") | pins.all("links")
         results = [generator.run("udp", scaled(500))]
         pins.remove()
-        path.mend()
+        mend(path)
         assert pins.all("maps") | pins.all("links") == pinned
         assert caplog.text.count("pinned again") == len(pinned)
         caplog.clear()
-        path.mend()
+        mend(path)
         assert not caplog.records
     results.append(generator.run("udp", scaled(500)))
     with closing(start(root, pins)) as path:
@@ -880,7 +995,7 @@ def test_unpinned_by_hand(
         assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["control", "totals", "overflow", "sockets", "flushes", "lease", "shown"])
+@pytest.mark.parametrize("name", ["control", "totals", "overflow", "sockets", "flushes", "shown"])
 def test_a_map_unpinned_by_hand_while_no_daemon_runs(
     root: CgroupRoot, pins: Pins, generator: Generator, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1308,14 +1423,18 @@ def test_dormant_when_the_lease_is_over(
         assert final_difference(path, below) == NOTHING
 
 
-def test_a_lease_is_not_moved(below: CgroupRoot, pins: Pins, generator: Generator, tmp_path: Path) -> None:
-    """It is a moment, and no sum: another version's ends when it should."""
+def test_a_gap_is_told_of_once(
+    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Not by a version that counts gaps elsewhere, either, which moves what was counted."""
     lease = 0.2
     start(below, pins, lease=lease).close()
-    with closing(start(below, pins, lease=lease, image=build(tmp_path / "next", ANOTHER))) as path:
-        time.sleep(lease + 2 / ticks_per_second())
-        generator.run("udp", scaled(500))
-        assert control(path, below) == NOTHING
+    time.sleep(lease + 2 / ticks_per_second())
+    image = build(tmp_path / "next", ANOTHER)
+    for each in (None, None, image, None):
+        with closing(start(below, pins, image=each)) as path:
+            flush(path)
+    assert caplog.text.count("nothing was counted for a while") == 1
 
 
 def test_without_a_lease_nothing_is_ever_over(

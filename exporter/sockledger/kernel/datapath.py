@@ -41,7 +41,7 @@ from sockledger.kernel.sums import (
     TotalsKey,
     Traffic,
 )
-from sockledger.kernel.upgrade import bring_home, flush_others
+from sockledger.kernel.upgrade import bring_home, flush_others, sums_everywhere
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +174,9 @@ class DataPath:
         for name, each in self.sums.items():
             if name != QUEUES:
                 each.make_overflow()
-        self._known_lapses = self._lapses()
-        self.lost_before = self.lost_updates()  # in other daemons' times
+        # in other daemons' times
+        self._known_lapses = sums_everywhere(self.maps["flushes"], pins, self._map_pins)["lapses"]
+        self.lost_before = sums_everywhere(self.maps["lost"], pins, self._map_pins)
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
@@ -296,15 +297,9 @@ class DataPath:
             raise
         if self._pins:
             self.links.remove_others(but=METERS)  # these are known at the first flush
-            before = self.lost_updates()
             bring_home(self._pins, self._map_pins, self.grace_period)
-            for reason, updates in self.lost_updates().items():
-                self.lost_before[reason] += updates - before[reason]
             self._pins.note_attached(self.links.held.keys() & ATTACHED.keys())
         self.cgroups.note_older(self._root)  # after those that are gone: room may be scarce
-
-    def _lapses(self) -> int:
-        return self.maps["flushes"].value.unpack(self.maps["flushes"].lookup_index(0))["lapses"]
 
     def _hook(self, name: str) -> None:
         """Put a tracepoint's program in its slot, and attach what jumps there."""
@@ -401,24 +396,31 @@ class DataPath:
         """Return the programs that the kernel does not run any more."""
         return (self.links.detached() & self.programs.keys()) | self._changed_slots()
 
-    def mend(self) -> None:
-        """Attach and pin again what was detached and unpinned by others, with a line in the log for each.
-
-        UserError if another daemon has pinned its own there.
-        """
-        if self._pins and self._are_anothers(self._pins):
-            raise UserError(f"{self._pins.folder}: another daemon's programs are pinned there: stop this one")
+    def attach_again(self) -> None:
+        """Attach again what was detached by others, with a line in the log for each."""
         for name in self._changed_slots():
             self._fill_slot(name)
             logger.warning("put back in its slot", extra={"program": name})
-        if self._pins:
-            self._pins.make_folders()
-        self.links.mend()
-        if self._pins:
-            for name, jumper in self._jumpers.items():
-                self._pins.keep(jumper.fd, self._pins.hook(name))
-            for name in self._pin_maps(self._pins, self._pins.keep):
-                logger.warning("pinned again", extra={"map": name})
+        self.links.attach_again()
+
+    def pin_again(self) -> None:
+        """Pin again what was unpinned by others, with a line in the log for each; the lock must be held.
+
+        UserError if another daemon has pinned its own there.
+        """
+        pins = self._pins
+        if pins is None:
+            return
+        if self._are_anothers(pins):
+            raise UserError(f"{pins.folder}: another daemon's programs are pinned there: stop this one")
+        if pins.counted_in() is None:  # what is there no start would go on with: it may be half of another's
+            pins.remove()
+        pins.make_folders()
+        self.links.pin_again(pins)
+        for name, jumper in self._jumpers.items():
+            pins.keep(jumper.fd, pins.hook(name))
+        for name in self._pin_maps(pins, pins.keep):
+            logger.warning("pinned again", extra={"map": name})
 
     def _are_anothers(self, pins: Pins) -> bool:
         """Whether somebody has removed our pins, and what is pinned now is another daemon's."""
@@ -492,7 +494,9 @@ class DataPath:
         """
         self.grace_period()
         taken = self.programs["sl_flush"].run()
-        if (lapses := self._lapses()) != self._known_lapses:
+        flushes = self.maps["flushes"]
+        lapses = flushes.value.unpack(flushes.lookup_index(0))["lapses"]
+        if lapses > self._known_lapses:
             logger.warning("nothing was counted for a while: no flush came, and the lease was over")
             self._known_lapses = lapses
         return taken

@@ -23,24 +23,28 @@ class Links:
         self._attach: dict[str, Callable[[], Link]] = {}
         self._new: set[str] = set()
         self._refused: set[str] = set()
+        self._again: set[str] = set()  # attached again: what is pinned is detached
         self.expected: set[str] = set()  # of these it is said if they have to be attached anew
 
     def add(self, name: str, attach: Callable[[], Link], go_on: Callable[[Link], bool]) -> None:
         """Go on with the pinned link if *go_on* can, else *attach* and pin; UserError if that fails."""
-        self._attach[name] = attach
         link = self._pinned(name)
-        if link and go_on(link):
-            self._held[name] = link
-            return
-        if link:
-            link.destroy()
-            self._unpin(name)
-        self._held[name] = attach()
-        self._new.add(name)
-        if self._pins:
-            self._pins.keep(self._held[name].fd, self._pins.link(name))
+        if not link or not go_on(link):
+            if link:
+                link.destroy()
+                self._unpin(name)
+            link = attach()
+            try:
+                if self._pins:
+                    self._pins.keep(link.fd, self._pins.link(name))
+            except OSError:
+                link.destroy()
+                raise
+            self._new.add(name)
             if name in self.expected:
                 logger.warning("attached anew, it was not any more: counts are missing", extra={"link": name})
+        self._held[name] = link
+        self._attach[name] = attach
 
     def _pinned(self, name: str) -> Link | None:
         return self._pins.open_link(name) if self._pins else None
@@ -50,12 +54,16 @@ class Links:
             self._pins.remove_link(name)
 
     def remove(self, name: str) -> None:
-        """Detach, pinned or not."""
-        self._unpin(name)
+        """Detach, pinned or not. What cannot be unpinned the next start unpins; a line in the log says so."""
         self._held.pop(name).destroy()
         self._attach.pop(name)
         self._new.discard(name)
         self._refused.discard(name)
+        self._again.discard(name)
+        try:
+            self._unpin(name)
+        except OSError as error:
+            logger.warning("stays pinned", extra={"link": name, "error": str(error)})
 
     def remove_others(self, but: tuple[str, ...] = ()) -> None:
         """Detach what is pinned and not held, and whose name begins with none of *but*."""
@@ -83,8 +91,8 @@ class Links:
         """Return the names of links whose program the kernel does not run any more."""
         return {name for name, link in self._held.items() if not link.attached()}
 
-    def mend(self) -> None:
-        """Attach again what was detached, and pin again what was unpinned, each with a line in the log."""
+    def attach_again(self) -> None:
+        """Attach again what was detached, with a line in the log for each."""
         for name in self.detached():
             try:
                 link = self._attach[name]()
@@ -98,15 +106,19 @@ class Links:
             self._refused.discard(name)
             self._held[name].destroy()
             self._held[name] = link
-            if self._pins:
-                # not pinned under another name first: who is killed here leaves it to nobody
-                self._pins.link(name).unlink(missing_ok=True)
-                self._pins.keep(link.fd, self._pins.link(name))
+            self._again.add(name)
             logger.warning("attached again", extra={"link": name})
-        if self._pins:
-            for name, link in self._held.items():
-                if self._pins.keep(link.fd, self._pins.link(name)):
-                    logger.warning("pinned again", extra={"link": name})
+
+    def pin_again(self, pins: Pins) -> None:
+        """Pin again what was unpinned, with a line in the log for each, or attached again."""
+        for name, link in self._held.items():
+            if name in self._again:
+                # not pinned under another name first: who is killed here leaves it to nobody
+                pins.link(name).unlink(missing_ok=True)
+                pins.keep(link.fd, pins.link(name))
+                self._again.discard(name)
+            elif pins.keep(link.fd, pins.link(name)):
+                logger.warning("pinned again", extra={"link": name})
 
     def close(self) -> None:
         """Let go of all: what is not pinned is detached."""

@@ -15,7 +15,7 @@ class Entries(Enum):
     MOVED = auto()  # sums: they are added to those that are there
     COPIED = auto()  # no sums: those that are there stay
     LEFT = auto()  # a flush has emptied it, or it is filled anew
-    FIXED = auto()  # of what lives, so they cannot: neither layout nor size changes before the pins go
+    FIXED = auto()  # no sums, and they cannot stay behind: neither layout nor size changes before the pins go
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Policy:
     """What is done with one map."""
 
     entries: Entries = Entries.MOVED
-    core: bool = False  # without it the others are worth nothing
+    core: bool = False  # without it the others are worth nothing: a new one means a new VERSION
     pinned: bool = True
 
 
@@ -36,14 +36,13 @@ _POLICIES = {
     "control": Policy(Entries.FIXED, core=True),
     # between two walks what is dead is read once more
     "flushes": Policy(core=True),
-    # on which both sides go dormant together
-    "lease": Policy(Entries.LEFT, core=True),
     # without it counters would fall
     "shown": Policy(Entries.COPIED, core=True),
     "cgroups": Policy(Entries.COPIED),
     "label_sets": Policy(Entries.COPIED),
     "tcp_sockets": Policy(Entries.FIXED),
     "udp_sockets": Policy(Entries.FIXED),
+    "lease": Policy(Entries.FIXED),
     # from one flush to the next
     "listen_queues": Policy(Entries.LEFT),
     # each daemon's own

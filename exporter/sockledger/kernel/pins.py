@@ -242,12 +242,12 @@ class Pins:
             return None
 
     def link_ids(self, name: str) -> set[int]:
-        """Return the id of a pinned link, none if there is none."""
+        """Return the id of a pinned link, none if there is none, or it is detached."""
         link = self.open_link(name)
         if link is None:
             return set()
         try:
-            return {link.id}
+            return {link.id} if link.attached() else set()
         finally:
             link.destroy()
 

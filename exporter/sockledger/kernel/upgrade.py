@@ -5,6 +5,7 @@ kernel, and all else is copied.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ Layouts = tuple[Layout | None, Layout | None]
 
 def flush_others(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[], None]) -> set[Path]:
     """Have what is pending in other maps than *maps* brought home by their own flushes; return other maps."""
-    left = pins.all("maps") - {each.path for each in maps}
+    left = _others(pins, maps)
     if left:
         grace_period()
         for path in pins.flushes(left):
@@ -32,6 +33,22 @@ def flush_others(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[]
                 run_program(fd, path.name)
         grace_period()
     return left
+
+
+def _others(pins: Pins, maps: Collection[MapPin]) -> set[Path]:
+    return pins.all("maps") - {each.path for each in maps}
+
+
+def sums_everywhere(target: Map, pins: Pins | None, maps: Collection[MapPin]) -> dict[str, int]:
+    """Return an array's first sums by member, with those that other maps than *maps* have of them."""
+    sums = Counter(target.value.unpack(target.lookup_index(0)))
+    if pins:
+        for path in _others(pins, maps):
+            _, layout = pins.layouts(path)
+            if layout and pin_name(path) == target.name:
+                with opened(path) as fd:
+                    sums.update(layout.unpack(OpenMap(fd).lookup_index(0)))
+    return {field.name: sums[field.name] for field in target.value.fields}
 
 
 def bring_home(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[], None]) -> None:
@@ -86,7 +103,8 @@ def _move(source: Table, target: Map, layouts: Layouts, overflow: Map) -> int:
 def _overflow_key(layout: Layout, key: bytes) -> bytes:
     """Return where in the overflow a total counts for which there is no room."""
     members = layout.unpack(key)
-    return INDEX.pack(index=members["protocol"] * len(layout.field("family").names) + members["family"])
+    protocol = members["protocol"] if members["protocol"] in layout.field("protocol").names else 0
+    return INDEX.pack(index=protocol * len(layout.field("family").names) + members["family"])
 
 
 def _copy(source: Table, target: Map, layouts: Layouts) -> int:

@@ -211,7 +211,9 @@ class Ledger:
         rows += [(OVERFLOW, *kind, traffic) for kind, traffic in overflow.items() if any(traffic)]
         accounts: dict[Account, Traffic] = {}
         for workload, protocol, family, traffic in rows:
-            account = Account(workload, protocols[protocol], families[family])
+            # of a version that tells more protocols apart
+            known = protocols.get(protocol, protocols[0])
+            account = Account(workload, known, families[family])
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         return accounts
 
