@@ -979,12 +979,13 @@ def test_unpinned_by_hand(
 ) -> None:
     """While the daemon runs nothing is lost: it holds all, and pins it again."""
     with closing(start(root, pins)) as path:
-        pinned = pins.all("maps") | pins.all("links")
+        pinned = pins.names()
         results = [generator.run("udp", scaled(500))]
         pins.remove()
         mend(path)
-        assert pins.all("maps") | pins.all("links") == pinned
-        assert caplog.text.count("pinned again") == len(pinned)
+        assert pins.names() == pinned
+        [told] = [record.__dict__["pins"] for record in caplog.records]
+        assert {*told.split(", ")} == pinned
         caplog.clear()
         mend(path)
         assert not caplog.records
@@ -1251,6 +1252,17 @@ def test_a_root_that_is_gone(
     with closing(start(root, pins)) as path:
         assert caplog.records[0].__dict__["reason"] == "the cgroup that was counted in is gone"
         assert final_difference(path, root) == NOTHING
+
+
+def test_a_folder_that_is_elsewhere(root: CgroupRoot, pins: Pins, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pins.folder.parent.mkdir()
+    pins.folder.symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"v1: is no folder: remove it"):
+        start(root, pins)
+    assert not list(elsewhere.iterdir())
+    pins.folder.unlink()
 
 
 def test_another_version(root: CgroupRoot, pins: Pins) -> None:

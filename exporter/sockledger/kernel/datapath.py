@@ -238,19 +238,16 @@ class DataPath:
                 pins.remove_link(each.map.name.removesuffix(SLOT))
         self._pin_maps(pins, pins.replace)
 
-    def _pin_maps(self, pins: Pins, pin_flush: Callable[[int, Path], object]) -> list[str]:
-        """Pin all maps, and note that they are; return the names of those that were not.
+    def _pin_maps(self, pins: Pins, pin_flush: Callable[[int, Path], object]) -> None:
+        """Pin all maps, and note that they are.
 
         The flush after all that it fills, and after it what it empties: who finds that may run the flush.
         """
-        unpinned = []
         for each in sorted(self._map_pins, key=lambda each: each.map.name == PENDING):
             for path in pins.flushes([each.path]):
                 pin_flush(self.programs["sl_flush"].fd, path)
-            if pins.keep_map(each):
-                unpinned.append(each.map.name)
+            pins.keep_map(each)
         pins.complete(self._root.id)
-        return unpinned
 
     @property
     def generations(self) -> Mapping[str, str]:
@@ -404,7 +401,7 @@ class DataPath:
         self.links.attach_again()
 
     def pin_again(self) -> None:
-        """Pin again what was unpinned by others, with a line in the log for each; the lock must be held.
+        """Pin again what was unpinned by others, with a line in the log; the lock must be held.
 
         UserError if another daemon has pinned its own there.
         """
@@ -415,12 +412,14 @@ class DataPath:
             raise UserError(f"{pins.folder}: another daemon's programs are pinned there: stop this one")
         if pins.counted_in() is None:  # what is there no start would go on with: it may be half of another's
             pins.remove()
+        before = pins.names()
         pins.make_folders()
         self.links.pin_again(pins)
         for name, jumper in self._jumpers.items():
             pins.keep(jumper.fd, pins.hook(name))
-        for name in self._pin_maps(pins, pins.keep):
-            logger.warning("pinned again", extra={"map": name})
+        self._pin_maps(pins, pins.keep)
+        if again := pins.names() - before:
+            logger.warning("pinned again", extra={"pins": ", ".join(sorted(again))})
 
     def _are_anothers(self, pins: Pins) -> bool:
         """Whether somebody has removed our pins, and what is pinned now is another daemon's."""

@@ -110,15 +110,13 @@ class Links:
             logger.warning("attached again", extra={"link": name})
 
     def pin_again(self, pins: Pins) -> None:
-        """Pin again what was unpinned, with a line in the log for each, or attached again."""
+        """Pin again what was unpinned, or attached again."""
         for name, link in self._held.items():
             if name in self._again:
                 # not pinned under another name first: who is killed here leaves it to nobody
                 pins.link(name).unlink(missing_ok=True)
-                pins.keep(link.fd, pins.link(name))
-                self._again.discard(name)
-            elif pins.keep(link.fd, pins.link(name)):
-                logger.warning("pinned again", extra={"link": name})
+            pins.keep(link.fd, pins.link(name))
+            self._again.discard(name)
 
     def close(self) -> None:
         """Let go of all: what is not pinned is detached."""
@@ -132,6 +130,8 @@ def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
     try:
         return program.attach_cgroup(cgroup_fd)
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{path}: this cgroup is gone") from None
         if not isinstance(error, PermissionError):
             reason = f"{error.strerror}: {advice(error)}"
             raise UserError(f"{path}: attaching program {program.name} failed: {reason}") from None

@@ -121,9 +121,12 @@ class Pins:
         )
 
     def make_folders(self) -> None:
-        """Make what pins lie in, as far as it is not there."""
+        """Make what pins lie in, as far as it is not there. UserError if something else is."""
         for folder in (self._home, self.folder, *(self.folder / kind for kind in KINDS)):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            if not stat.S_ISDIR(_mode(folder)):
+                raise UserError(f"{folder}: is no folder: remove it")
 
     def counted_in(self) -> int | None:
         """Return the id of the cgroup that what is pinned counts in, None if it is no whole."""
@@ -185,6 +188,10 @@ class Pins:
             removed += _remove_tree(version)
         return removed
 
+    def names(self) -> set[str]:
+        """Return all that is pinned, as KIND/NAME."""
+        return {f"{kind}/{path.name}" for kind in KINDS for path in self.all(kind)}
+
     def all(self, kind: str) -> set[Path]:
         """Return the pins of a kind, without what is none."""
         is_one = stat.S_ISLNK if kind in _SYMLINKS else stat.S_ISREG
@@ -194,14 +201,14 @@ class Pins:
         """Return the pin of a map whose size is set."""
         return MapPin(each, self.folder / "maps" / f"{each.name}-{shape(each)}", _layouts(each))
 
-    def keep_map(self, each: MapPin) -> bool:
-        """Pin a map, unless it is, with what is beside it; return whether it was not."""
+    def keep_map(self, each: MapPin) -> None:
+        """Pin a map, unless it is, with what is beside it."""
         with suppress(FileExistsError):
             self._layouts(each.path).symlink_to(each.layouts)
         if generation := self.generations.get(each.map.name):
             with suppress(FileExistsError):
                 self._generation(each.map.name).symlink_to(generation)
-        return self.keep(each.map.fd, each.path)
+        self.keep(each.map.fd, each.path)
 
     def layouts(self, path: Path) -> tuple[Layout | None, Layout | None]:
         """Return the layouts of keys and values of a pinned map, None for a plain number."""
@@ -256,13 +263,10 @@ class Pins:
         with suppress(FileNotFoundError), opened(each.path) as fd:
             each.map.reuse(fd)
 
-    def keep(self, fd: int, path: Path) -> bool:
-        """Pin, unless it is; return whether it was not."""
-        try:
+    def keep(self, fd: int, path: Path) -> None:
+        """Pin, unless it is."""
+        with suppress(FileExistsError):
             pin(fd, path)
-        except FileExistsError:
-            return False
-        return True
 
     def flushes(self, maps: Iterable[Path]) -> dict[Path, Path]:
         """Return, by where its flush is pinned or is to be, what among *maps* has pending counts."""
