@@ -50,13 +50,11 @@ int sl_flush(void *ctx)
 {
 	struct flushes *f = the_flushes();
 	__u32 taken = 0;
-	bool over;
 
 	bpf_for_each_map_elem(&sockets, flush_one, &taken, 0);
-	over = renew_lease();
 	if (f) {
 		f->walks++;
-		f->lapses += over;
+		f->lapses += renew_lease();
 	}
 	return taken;
 }

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
-from sockledger.config import ConfigError, RunOptions
+from sockledger.config import RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
@@ -109,7 +109,7 @@ class Daemon:
             self._executor.shutdown(cancel_futures=True)
             if self._options.pin:
                 self._look_after(datapath)  # or what somebody has unpinned would end with us
-            pinned = self._is_pinned(datapath)
+            pinned = datapath.is_pinned()
             datapath.close()
         if successor and not await self._stop_came():
             _execute_anew(self._lock, self._sockets)
@@ -220,11 +220,13 @@ class Daemon:
         return True
 
     def _reload(self) -> bool:
-        """Read the configuration again; False, and the old one stays, if it is refused."""
+        """Read the configuration again; False, and the old one stays, if it is refused or cannot be taken."""
         try:
+            if self._options.pin:
+                self._lock.require_writable()  # or no successor could go on with what is pinned
             self._config = config.load(self._options.config_file)
             self._config_ok = True
-        except ConfigError as error:
+        except UserError as error:
             logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
             self._config_ok = False
         return self._config_ok
@@ -308,17 +310,11 @@ class Daemon:
 
     def _look_after(self, datapath: DataPath) -> None:
         try:
+            self._lock.renew()  # or another daemon counts in our place
             datapath.attach_again()
-            self._lock.renew()
             datapath.pin_again()
-        except (UserError, OSError, ValueError) as error:
+        except (UserError, OSError) as error:
             logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
-
-    def _is_pinned(self, datapath: DataPath) -> bool:
-        try:
-            return datapath.links.held[HOT_PATH].id in self._pins.link_ids(HOT_PATH)
-        except OSError:  # read-only by now, perhaps
-            return self._pins.link(HOT_PATH).exists()
 
     async def _ping_watchdog(self) -> None:
         """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.

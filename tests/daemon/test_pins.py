@@ -18,6 +18,7 @@ from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import PATIENCE, eventually
 
 from sockledger.daemon import MEND_SECONDS
+from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.datapath import ATTACHED
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.pins import KINDS
@@ -202,13 +203,17 @@ def test_unpinned_before_another_starts(pinned: Surroundings, netns: Netns) -> N
         assert sent_by_a(second.page()) == [sent]
 
 
+@pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_another_has_taken_its_place(pinned: Surroundings, number: signal.Signals) -> None:
-    """Nothing can be pinned any more: it says so, and does not touch what is the other's."""
+def test_another_has_taken_its_place(pinned: Surroundings, number: signal.Signals, *, detached: bool) -> None:
+    """Nothing can be pinned any more: it says so, touches nothing of the other's, nor attaches beside it."""
     daemon = pinned.run()
     run("rm", "-r", str(pinned.bpffs / "sockledger"))
     other = Lock(pinned.bpffs)
     assert other.try_acquire()
+    if detached:
+        for link in hot_paths(pinned.cgroup.id):
+            run("bpftool", "link", "detach", "id", str(link))
     daemon.send(number)
     if number == signal.SIGHUP:
         eventually(lambda: daemon.lines(WAITING, f"lock={pinned.bpffs}") == 1, "waiting")
@@ -218,6 +223,7 @@ def test_another_has_taken_its_place(pinned: Surroundings, number: signal.Signal
     else:
         assert daemon.stop() == 0
         assert daemon.lines("level=ERROR", "another daemon has made it") == 1
+        assert daemon.lines("attached again") == 0
         assert daemon.lines("stopped: all programs are detached") == 1
         eventually(lambda: not pinned.attached(), "detached")
         other.release()
@@ -264,8 +270,9 @@ def test_what_is_not_understood_while_it_runs(pinned: Surroundings) -> None:
     root.unlink()
     root.symlink_to("abc")
     end(daemon, signal.SIGTERM)
-    assert daemon.lines("attaching and pinning again failed", "root names no cgroup") == 1
+    assert daemon.lines("pinned again") == 1
     assert daemon.lines("Traceback") == 0
+    end(pinned.run(), signal.SIGTERM)
 
 
 def test_few_descriptors(pinned: Surroundings, netns: Netns) -> None:
@@ -339,6 +346,9 @@ def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:
         daemon = pinned.run()
         assert sent_by_a(daemon.page()) == [sent]
         run("mount", "-o", "remount,ro", str(pinned.bpffs))
+        daemon.send(signal.SIGHUP)
+        kept = "configuration refused, going on with the old one"
+        eventually(lambda: daemon.lines(kept, "Read-only file system: make it writable") == 1)
         end(daemon, signal.SIGTERM)
         assert daemon.lines("Traceback") == daemon.lines("pinning again failed") == 0
         assert daemon.lines("stopped: the kernel counts on") == 1

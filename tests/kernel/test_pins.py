@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -617,27 +618,27 @@ def test_what_was_lost_before_is_not_told_of_anew(
 
 
 def test_a_protocol_that_a_later_version_told_apart(
-    below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns
+    below: CgroupRoot, pins: Pins, parent: Cgroup, netns: Netns, tmp_path: Path
 ) -> None:
-    """After a downgrade it is another one, to its cgroup's end and beyond."""
-    clock = Clock()
+    """After a downgrade it is another one, for good."""
+    later = (
+        Change("ledger.h", "OTHER, TCP, UDP, ICMP }", "OTHER, TCP, UDP, ICMP, LATER }"),
+        Change("ledger.h", "(ICMP + 1)", "(LATER + 1)"),
+        Change("traffic.h", "		return UDP;", "		return LATER;"),
+    )
+    image = build(tmp_path / "later", later)
+    sent: Counter[str] = Counter()
+    with new_cgroup(parent.path, "a") as a:
+        for each, protocol in ((image, "later"), (None, "udp"), (image, "later")):
+            with closing(start(below, pins, image=each)) as path:
+                sent[protocol] += send(netns, a)
+                ledger = ledger_of(path, below, Clock())
+                ledger.flush()
+                books = ledger.books.accounts.items()
+                assert {account.protocol: traffic.transmit_bytes for account, traffic in books} == sent
+                if protocol == "later":
+                    sent["other"] += sent.pop(protocol)
     with closing(start(below, pins)) as path:
-        ledger = ledger_of(path, below, clock)
-        with new_cgroup(parent.path, "a") as a:
-            bytes_sent = send(netns, a)
-            path.flush()
-            table = path.maps["totals"]
-            [(key, traffic)] = [each for each in path.totals() if each[0].cgroup_id == a.id]
-            table.delete(table.key.struct.pack(*key))
-            later = table.key.struct.pack(*key._replace(protocol=9))
-            assert table.make(later, table.value.struct.pack(*traffic))
-            ledger.flush()
-            shown = {account.protocol: traffic for account, traffic in ledger.books.accounts.items()}
-            assert shown == {"other": traffic}
-            assert traffic.transmit_bytes == bytes_sent
-        released(path, 1)
-        fold(ledger, clock)
-        assert table.lookup(later) is None
         assert_balanced(path, below)
 
 
@@ -873,40 +874,47 @@ def test_one_that_cannot_be_attached_again(
         assert caplog.text.count("attaching again failed") == 1
 
 
-@pytest.mark.parametrize("early", [False, True])
-def test_another_daemon_has_pinned_its_own(
-    below: CgroupRoot, pins: Pins, client: Cgroup, *, early: bool
-) -> None:
+def test_another_daemon_has_pinned_its_own(below: CgroupRoot, pins: Pins, client: Cgroup) -> None:
     """Somebody has removed our pins, and a daemon for another cgroup has come and gone: these are its."""
     other = CgroupRoot(client.path)
     with closing(start(below, pins)) as path:
         pins.remove()
         start(other, pins).close()
-        if early:  # it was killed before it had attached anything
-            pins.link(HOT_PATH).unlink()
-        pinned = pins.all("maps")
+        pinned = pins.names()
         with pytest.raises(UserError, match="another daemon's programs are pinned there"):
             mend(path)
-        assert pins.all("maps") == pinned
+        assert pins.names() == pinned
     os.close(other.fd)
 
 
-@pytest.mark.parametrize("at", [0, 10, 20])
+@pytest.mark.parametrize("same_root", [False, True])
+@pytest.mark.parametrize("at", [0, 10, 20, None])
 def test_another_daemon_was_killed_at_its_start(
-    below: CgroupRoot, pins: Pins, client: Cgroup, netns: Netns, at: int
+    below: CgroupRoot, pins: Pins, client: Cgroup, netns: Netns, at: int | None, *, same_root: bool
 ) -> None:
-    """Somebody has removed our pins, and half of what another one pinned is there: ours take its place."""
-    other = CgroupRoot(client.path)
+    """Somebody has removed our pins, and what another one pinned before it attached is there.
+
+    Ours take its place.
+    """
+    other = below if same_root else CgroupRoot(client.path)
+
+    def pin_all() -> None:
+        DataPath(other, cgroups=1000, sockets=65536, connections=100_000, pins=pins).close()
+
     with closing(start(below, pins)) as path:
         send(netns, client)
         pins.remove()
-        assert killed(partial(start, other, pins), at, {pins_module: ("pin",)})
+        if at is None:
+            pin_all()
+        else:
+            assert killed(pin_all, at, {pins_module: ("pin",)})
         mend(path)
     send(netns, client)
     with closing(start(below, pins)) as path:
         assert_balanced(path, below)
         assert all_totals(path).transmit_packets == 20
-    os.close(other.fd)
+    if not same_root:
+        os.close(other.fd)
 
 
 def test_bpffs_is_read_only_for_a_while(
@@ -915,6 +923,8 @@ def test_bpffs_is_read_only_for_a_while(
     """What is detached then is attached again, and pinned when it can be."""
     with closing(start(below, pins)) as path:
         with read_only(pins):
+            mend(path)
+            assert not caplog.records
             for name in ("sl_receive", "sl_transmit"):
                 run("bpftool", "link", "detach", "id", str(path.links.held[name].id))
             path.attach_again()
@@ -959,7 +969,9 @@ def test_meters_while_bpffs_is_read_only(
         assert counted() == {"/late": bytes_sent}
         assert caplog.text.count("meter not attached") == 1
         assert caplog.text.count("stays pinned") == 2
-    start(below, pins).close()
+    with closing(start(below, pins)) as path:
+        Meters((), below, path).follow()
+        assert not [name for name in pins.names() if "meter" in name]
 
 
 @pytest.mark.parametrize("name", ["sl_receive", "sl_transmit"])

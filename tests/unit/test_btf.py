@@ -249,20 +249,22 @@ def test_unknown_members() -> None:
 
 
 def test_descriptions() -> None:
-    """One line, and the same layout again but for the names of values."""
+    """One line, and the same layout again, with or without the names of values."""
     blob = Blob()
     u64, enum = blob.integer(8), blob.enum(OTHER=0, TCP=1)
     count = blob.struct("count", 16, [("bytes", u64, 0), ("protocol", enum, 64)])
     outer = blob.struct("s", 40, [("id", u64, 0), ("rows", blob.array(count, 2), 64)])
     layout = blob.parsed().layout(outer)
     text = "s 40 id:0:8 rows[0].bytes:8:8 rows[0].protocol:16:4 rows[1].bytes:24:8 rows[1].protocol:32:4"
-    assert describe(layout) == text
+    assert describe(layout, enums=False) == text
     assert parse(text) == Layout("s", 40, tuple(replace(field, names={}) for field in layout.fields))
+    assert describe(layout) == text.replace(":4", ":4:OTHER:TCP")
+    assert parse(describe(layout)) == layout
     nameless = Layout("", 8, ())
     assert parse(describe(nameless)) == nameless
 
 
-@pytest.mark.parametrize("text", ["", "s", "s x", "s 8 a", "s 8 a:0", "s 8 a:0:8:8", "s 8 a:0:x", "s 8 "])
+@pytest.mark.parametrize("text", ["", "s", "s x", "s 8 a", "s 8 a:0", "s 8 a:0:x", "s 8 "])
 def test_no_description(text: str) -> None:
     with pytest.raises(ValueError, match=r"unpack|invalid literal"):
         parse(text)

@@ -75,9 +75,12 @@ class Layout:
         return self.struct.iter_unpack(data)
 
 
-def describe(layout: Layout) -> str:
-    """Return a layout as a line of text, without the names of its enums' values."""
-    fields = (f"{field.name}:{field.offset}:{field.size}" for field in layout.fields)
+def describe(layout: Layout, *, enums: bool = True) -> str:
+    """Return a layout as a line of text, with the names of its *enums*' values, which are numbered from 0."""
+    fields = (
+        ":".join((field.name, str(field.offset), str(field.size), *(field.names.values() if enums else ())))
+        for field in layout.fields
+    )
     return " ".join((layout.name, str(layout.size), *fields))
 
 
@@ -88,8 +91,8 @@ def parse(text: str) -> Layout:
 
 
 def _parse_field(text: str) -> Field:
-    name, offset, size = text.split(":")
-    return Field(name, int(offset), int(size), {})
+    name, offset, size, *names = text.split(":")
+    return Field(name, int(offset), int(size), dict(enumerate(names)))
 
 
 @dataclass(frozen=True)

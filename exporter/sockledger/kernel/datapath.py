@@ -408,27 +408,30 @@ class DataPath:
         pins = self._pins
         if pins is None:
             return
-        if self._are_anothers(pins):
-            raise UserError(f"{pins.folder}: another daemon's programs are pinned there: stop this one")
-        if pins.counted_in() is None:  # what is there no start would go on with: it may be half of another's
-            pins.remove()
+        if not self.is_pinned():
+            if pins.link_ids(HOT_PATH) - {self.links.held[HOT_PATH].id}:
+                raise UserError(f"{pins.folder}: another daemon's programs are pinned there: stop this one")
+            pins.remove()  # what is there no start of ours would go on with: it may be half of another's
         before = pins.names()
         pins.make_folders()
-        self.links.pin_again(pins)
         for name, jumper in self._jumpers.items():
             pins.keep(jumper.fd, pins.hook(name))
+        self.links.pin_again(pins)
         self._pin_maps(pins, pins.keep)
         if again := pins.names() - before:
             logger.warning("pinned again", extra={"pins": ", ".join(sorted(again))})
 
-    def _are_anothers(self, pins: Pins) -> bool:
-        """Whether somebody has removed our pins, and what is pinned now is another daemon's."""
-        if pins.counted_in() not in (None, self._root.id):
-            return True
-        try:
-            return not pins.link_ids(HOT_PATH) <= {self.links.held[HOT_PATH].id}
-        except OSError:  # read-only by now: nothing will be pinned
+    def is_pinned(self) -> bool:
+        """Whether the next daemon goes on with what is counted, as far as nothing else is unpinned."""
+        if self._pins is None:
             return False
+        try:
+            if self._pins.counted_in() != self._root.id:
+                return False
+        except ValueError:
+            return False
+        [control] = (each for each in self._map_pins if each.map.name == "control")
+        return self._pins.map_id(control.path) == OpenMap(control.map.fd).id
 
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""

@@ -25,6 +25,7 @@ from sockledger.kernel.btf import Btf, Layout
 logger = logging.getLogger(__name__)
 
 BPF_ANY, BPF_NOEXIST = 0, 1
+BPF_F_RDONLY = 1 << 3
 BPF_LINK_TYPE_CGROUP = 3
 _LOG_LINES = 64
 _ITERATOR_BYTES = 32 * 1024  # what the kernel gathers for one read
@@ -40,6 +41,12 @@ class _ObjectOpenOpts(ctypes.Structure):
     """struct bpf_object_open_opts, its first members: libbpf reads as many as sz says."""
 
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
+
+
+class _ObjGetOpts(ctypes.Structure):
+    """struct bpf_obj_get_opts, its first members."""
+
+    _fields_ = (("sz", c_size_t), ("file_flags", c_uint32))
 
 
 class _TestRunOpts(ctypes.Structure):
@@ -120,7 +127,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link__fd": (c_int, (c_void_p,)),
     "bpf_link__open": (c_void_p, (c_char_p,)),
     "bpf_link__update_program": (c_int, (c_void_p, c_void_p)),
-    "bpf_obj_get": (c_int, (c_char_p,)),
+    "bpf_obj_get_opts": (c_int, (c_char_p, POINTER(_ObjGetOpts))),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
     "bpf_iter_create": (c_int, (c_int,)),
@@ -447,6 +454,7 @@ class OpenMap(Table):
     def __init__(self, fd: int) -> None:
         info = _info(fd, _MapInfo())
         super().__init__(info.name.decode(), info.key_size, info.value_size)
+        self.id = int(info.id)
         self.max_entries = info.max_entries
         self._fd = fd
 
@@ -599,9 +607,10 @@ def pin(fd: int, path: Path) -> None:
     _checked(_library().bpf_obj_pin(fd, os.fsencode(path)), f"bpf_obj_pin at {path}")
 
 
-def open_pin(path: Path) -> int:
-    """Return a descriptor of what is pinned at *path*."""
-    return _checked(_library().bpf_obj_get(os.fsencode(path)), f"bpf_obj_get of {path}")
+def open_pin(path: Path, file_flags: int = 0) -> int:
+    """Return a descriptor of what is pinned at *path*. Of a map BPF_F_RDONLY opens it wherever it is."""
+    options = _ObjGetOpts(sz=ctypes.sizeof(_ObjGetOpts), file_flags=file_flags)
+    return _checked(_library().bpf_obj_get_opts(os.fsencode(path), byref(options)), f"bpf_obj_get of {path}")
 
 
 def _info(fd: int, info: _Info) -> _Info:

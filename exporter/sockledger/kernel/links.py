@@ -60,6 +60,9 @@ class Links:
         self._new.discard(name)
         self._refused.discard(name)
         self._again.discard(name)
+        self._unpin_if_possible(name)
+
+    def _unpin_if_possible(self, name: str) -> None:
         try:
             self._unpin(name)
         except OSError as error:
@@ -70,7 +73,7 @@ class Links:
         pins = self._pins.all("links") | self._pins.all("hooks") if self._pins else set()
         for name in {path.name for path in pins} - self._held.keys():
             if not name.startswith(but):
-                self._unpin(name)
+                self._unpin_if_possible(name)
 
     @property
     def new(self) -> set[str]:
@@ -126,12 +129,15 @@ class Links:
 
 
 def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
-    """Attach a program to a cgroup; UserError with the likely cause if the kernel refuses."""
+    """Attach a program to a cgroup; UserError with the likely cause if the kernel refuses.
+
+    FileNotFoundError if the cgroup is gone.
+    """
     try:
         return program.attach_cgroup(cgroup_fd)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            raise UserError(f"{path}: this cgroup is gone") from None
+            raise  # the cgroup is gone
         if not isinstance(error, PermissionError):
             reason = f"{error.strerror}: {advice(error)}"
             raise UserError(f"{path}: attaching program {program.name} failed: {reason}") from None

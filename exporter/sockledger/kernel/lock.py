@@ -42,18 +42,26 @@ class Lock:
             except BlockingIOError:
                 return False
             except OSError as error:
-                what_to_do = remedy(error) or "the daemon must be able to make, open and change this folder"
-                if error.errno == errno.EROFS:
-                    what_to_do = (
-                        f"make it writable (mount -o remount,rw {self._bpffs}, ReadWritePaths= in a systemd "
-                        "unit, no readOnly volumeMount)"
-                    )
-                raise UserError(f"{self._path}: {error.strerror}: {what_to_do}") from None
+                raise self._refused(error) from None
             undo.pop_all()
         if self._fd is not None:
             os.close(self._fd)
         self._fd = fd
         return True
+
+    def _refused(self, error: OSError) -> UserError:
+        what_to_do = remedy(error) or "the daemon must be able to make, open and change this folder"
+        if error.errno == errno.EROFS:
+            what_to_do = (
+                f"make it writable (mount -o remount,rw {self._bpffs}, ReadWritePaths= in a systemd "
+                "unit, no readOnly volumeMount)"
+            )
+        return UserError(f"{self._path}: {error.strerror}: {what_to_do}")
+
+    def require_writable(self) -> None:
+        """Raise UserError if nothing can be pinned beside the lock any more."""
+        if os.statvfs(self._bpffs).f_flag & os.ST_RDONLY:
+            raise self._refused(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
     def _is_there(self, fd: int) -> bool:
         try:

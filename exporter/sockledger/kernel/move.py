@@ -109,6 +109,13 @@ def move_all(
 
 
 def translate(element: bytes, source: Layout, target: Layout) -> bytes:
-    """Return a key or a value in another layout: members by name, what is new is 0."""
+    """Return a key or a value in another layout: members by name, what is new is 0.
+
+    So is an enum's value that *target* does not know.
+    """
     members = source.unpack(element)
-    return target.pack(**{field.name: members.get(field.name, 0) for field in target.fields})
+    values = {}
+    for field in target.fields:
+        value = members.get(field.name, 0)
+        values[field.name] = value if value in field.names or not field.names else 0
+    return target.pack(**values)

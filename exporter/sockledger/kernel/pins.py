@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout, describe, parse
-from sockledger.kernel.libbpf import Link, Map, open_pin, pin
+from sockledger.kernel.libbpf import BPF_F_RDONLY, Link, Map, OpenMap, open_pin, pin
 from sockledger.kernel.maps import CORE, FIXED, PENDING
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,14 @@ def shape(each: Map) -> str:
 
 
 def _layouts(each: Map) -> str:
-    """Return the layouts of a map's keys and values as a line of text."""
+    """Return the layouts of a map's keys and values as a line of text.
+
+    With the labels of a later version sums are moved; what never changes has no labels that are shown.
+    """
     texts = []
     for kind in ("key", "value"):
         try:
-            texts.append(describe(getattr(each, kind)))
+            texts.append(describe(getattr(each, kind), enums=each.name not in FIXED))
         except ValueError:  # a plain number, as an array's index
             texts.append(_PLAIN)
     return "/".join(texts)
@@ -247,6 +250,17 @@ class Pins:
             return Link.open(self.link(name))
         except FileNotFoundError:
             return None
+
+    def map_id(self, path: Path) -> int | None:
+        """Return the id of the map that is pinned at *path*, None if there is none. It may be read-only."""
+        try:
+            fd = open_pin(path, BPF_F_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return OpenMap(fd).id
+        finally:
+            os.close(fd)
 
     def link_ids(self, name: str) -> set[int]:
         """Return the id of a pinned link, none if there is none, or it is detached."""

@@ -96,7 +96,7 @@ class KeptSums:
     def retired(self, key: tuple[int, ...]) -> tuple[int, ...]:
         """Return where an entry's sums end."""
         fields = zip(self._key.fields[1:], key[1:], strict=True)
-        return (RETIRED, *(value if value in field.names else 0 for field, value in fields))
+        return (RETIRED, *(value if field.name in ("protocol", "family") else 0 for field, value in fields))
 
     def move(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
         """Move an entry's sums to those of another, inside the kernel."""

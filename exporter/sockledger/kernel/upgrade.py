@@ -43,9 +43,9 @@ def sums_everywhere(target: Map, pins: Pins | None, maps: Collection[MapPin]) ->
     """Return an array's first sums by member, with those that other maps than *maps* have of them."""
     sums = Counter(target.value.unpack(target.lookup_index(0)))
     if pins:
-        for path in _others(pins, maps):
+        for path in (each for each in _others(pins, maps) if pin_name(each) == target.name):
             _, layout = pins.layouts(path)
-            if layout and pin_name(path) == target.name:
+            if layout:
                 with opened(path) as fd:
                     sums.update(layout.unpack(OpenMap(fd).lookup_index(0)))
     return {field.name: sums[field.name] for field in target.value.fields}
@@ -103,8 +103,7 @@ def _move(source: Table, target: Map, layouts: Layouts, overflow: Map) -> int:
 def _overflow_key(layout: Layout, key: bytes) -> bytes:
     """Return where in the overflow a total counts for which there is no room."""
     members = layout.unpack(key)
-    protocol = members["protocol"] if members["protocol"] in layout.field("protocol").names else 0
-    return INDEX.pack(index=protocol * len(layout.field("family").names) + members["family"])
+    return INDEX.pack(index=members["protocol"] * len(layout.field("family").names) + members["family"])
 
 
 def _copy(source: Table, target: Map, layouts: Layouts) -> int:

@@ -211,9 +211,7 @@ class Ledger:
         rows += [(OVERFLOW, *kind, traffic) for kind, traffic in overflow.items() if any(traffic)]
         accounts: dict[Account, Traffic] = {}
         for workload, protocol, family, traffic in rows:
-            # of a version that tells more protocols apart
-            known = protocols.get(protocol, protocols[0])
-            account = Account(workload, known, families[family])
+            account = Account(workload, protocols[protocol], families[family])
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         return accounts
 
