@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
-from sockledger.config import RunOptions
+from sockledger.config import ConfigError, RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
@@ -107,13 +107,14 @@ class Daemon:
         finally:
             pinging.cancel()
             self._executor.shutdown(cancel_futures=True)
-            if self._options.pin:
-                self._look_after(datapath)  # or what somebody has unpinned would end with us
-            pinned = datapath.is_pinned()
+            end = "all programs are detached"
+            if self._options.pin:  # or what somebody has unpinned would end with us
+                pinned = self._look_after(datapath, root)
+                end = "the kernel counts on" if pinned else "what is not pinned is detached"
             datapath.close()
         if successor and not await self._stop_came():
             _execute_anew(self._lock, self._sockets)
-        logger.info("stopped: the kernel counts on" if pinned else "stopped: all programs are detached")
+        logger.info("stopped: %s", end)
         return 0
 
     async def _attach(self, root: cgroups.CgroupRoot) -> DataPath | None:
@@ -220,13 +221,11 @@ class Daemon:
         return True
 
     def _reload(self) -> bool:
-        """Read the configuration again; False, and the old one stays, if it is refused or cannot be taken."""
+        """Read the configuration again; False, and the old one stays, if it is refused."""
         try:
-            if self._options.pin:
-                self._lock.require_writable()  # or no successor could go on with what is pinned
             self._config = config.load(self._options.config_file)
             self._config_ok = True
-        except UserError as error:
+        except ConfigError as error:
             logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
             self._config_ok = False
         return self._config_ok
@@ -270,7 +269,7 @@ class Daemon:
         web.start()
         tasks = [
             asyncio.create_task(self._flush_for_ever(ledger)),
-            asyncio.create_task(self._mend_for_ever(datapath)),
+            asyncio.create_task(self._mend_for_ever(datapath, root)),
         ]
         logger.info(
             "counting",
@@ -302,19 +301,24 @@ class Daemon:
             interval = self._config.flush.interval
             await asyncio.sleep(interval if self._flushes else min(interval, RETRY_SECONDS))
 
-    async def _mend_for_ever(self, datapath: DataPath) -> None:
+    async def _mend_for_ever(self, datapath: DataPath, root: cgroups.CgroupRoot) -> None:
         """See to it that what was attached and pinned still is, whoever has tampered with it."""
         while True:
             await asyncio.sleep(MEND_SECONDS)
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath, root)
 
-    def _look_after(self, datapath: DataPath) -> None:
+    def _look_after(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
+        """Attach and pin again; return whether all is attached, and pinned."""
         try:
-            self._lock.renew()  # or another daemon counts in our place
-            datapath.attach_again()
+            ours = datapath.links.held[HOT_PATH].id
+            if datapath.detached() and set(hot_paths(root.id)) <= {ours}:  # no other counts in our place
+                datapath.attach_again()
+            self._lock.renew()
             datapath.pin_again()
         except (UserError, OSError) as error:
             logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
+            return False
+        return not datapath.detached()
 
     async def _ping_watchdog(self) -> None:
         """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.
@@ -335,7 +339,7 @@ class Daemon:
                 _say_stopping(number)
                 return False
             systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            if not self._reload():
+            if not self._can_have_successor() or not self._reload():
                 if self._ready:
                     systemd.notify("READY=1")
                 continue
@@ -346,6 +350,16 @@ class Daemon:
                     "executing anew with the new configuration: without pins all counters start at 0"
                 )
             return True
+
+    def _can_have_successor(self) -> bool:
+        """Whether one could go on with what is pinned, and pin."""
+        try:
+            if self._options.pin:
+                self._lock.require_writable()
+        except UserError as error:
+            logger.error("not executed anew", extra={"error": str(error)})  # noqa: TRY400
+            return False
+        return True
 
     async def _stop_came(self) -> bool:
         """Leave all signals from now on to the successor; return whether one before asks to stop."""

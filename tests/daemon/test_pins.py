@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from tests.patience import PATIENCE, eventually
 
 from sockledger.daemon import MEND_SECONDS
 from sockledger.kernel.attachments import hot_paths
-from sockledger.kernel.datapath import ATTACHED
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import ATTACHED, DataPath
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.pins import KINDS
 
@@ -203,30 +205,33 @@ def test_unpinned_before_another_starts(pinned: Surroundings, netns: Netns) -> N
         assert sent_by_a(second.page()) == [sent]
 
 
-@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_another_has_taken_its_place(pinned: Surroundings, number: signal.Signals, *, detached: bool) -> None:
+def test_another_has_taken_its_place(pinned: Surroundings, number: signal.Signals, *, attached: bool) -> None:
     """Nothing can be pinned any more: it says so, touches nothing of the other's, nor attaches beside it."""
     daemon = pinned.run()
     run("rm", "-r", str(pinned.bpffs / "sockledger"))
     other = Lock(pinned.bpffs)
     assert other.try_acquire()
-    if detached:
-        for link in hot_paths(pinned.cgroup.id):
-            run("bpftool", "link", "detach", "id", str(link))
-    daemon.send(number)
-    if number == signal.SIGHUP:
-        eventually(lambda: daemon.lines(WAITING, f"lock={pinned.bpffs}") == 1, "waiting")
-        eventually(lambda: not pinned.attached(), "detached")
-        other.release()
-        daemon.wait_until_ready()
-    else:
-        assert daemon.stop() == 0
+    with ExitStack() as counting:
+        if attached:
+            [ours] = hot_paths(pinned.cgroup.id)
+            run("bpftool", "link", "detach", "id", str(ours))
+            path = DataPath(CgroupRoot(pinned.cgroup.path), cgroups=10, sockets=10, connections=10)
+            counting.callback(path.close)
+            path.attach()
+        daemon.send(number)
+        if number == signal.SIGHUP:
+            eventually(lambda: daemon.lines(WAITING, f"lock={pinned.bpffs}") == 1, "waiting")
+        else:
+            assert daemon.stop() == 0
+            assert daemon.lines("stopped: what is not pinned is detached") == 1
         assert daemon.lines("level=ERROR", "another daemon has made it") == 1
         assert daemon.lines("attached again") == 0
-        assert daemon.lines("stopped: all programs are detached") == 1
-        eventually(lambda: not pinned.attached(), "detached")
-        other.release()
+    eventually(lambda: not pinned.attached(), "detached")
+    other.release()
+    if number == signal.SIGHUP:
+        daemon.wait_until_ready()
 
 
 def test_a_map_that_is_not_there_any_more(pinned: Surroundings, netns: Netns) -> None:
@@ -264,15 +269,22 @@ def test_what_cannot_be_understood_is_one_line(pinned: Surroundings) -> None:
     assert "sockledger uninstall removes it" in daemon.log
 
 
-def test_what_is_not_understood_while_it_runs(pinned: Surroundings) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("make", [lambda root: root.symlink_to("abc"), Path.mkdir])
+def test_what_is_not_understood_while_it_runs(
+    pinned: Surroundings, number: signal.Signals, make: Callable[[Path], None]
+) -> None:
     daemon = pinned.run()
     root = pinned.bpffs / "sockledger/v1/root"
     root.unlink()
-    root.symlink_to("abc")
+    make(root)
+    daemon.send(number)
+    if number == signal.SIGHUP:
+        eventually(lambda: daemon.lines("counting") == 2, "executed anew")
     end(daemon, signal.SIGTERM)
     assert daemon.lines("pinned again") == 1
+    assert daemon.lines("stopped: the kernel counts on") == 1
     assert daemon.lines("Traceback") == 0
-    end(pinned.run(), signal.SIGTERM)
 
 
 def test_few_descriptors(pinned: Surroundings, netns: Netns) -> None:
@@ -347,8 +359,7 @@ def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:
         assert sent_by_a(daemon.page()) == [sent]
         run("mount", "-o", "remount,ro", str(pinned.bpffs))
         daemon.send(signal.SIGHUP)
-        kept = "configuration refused, going on with the old one"
-        eventually(lambda: daemon.lines(kept, "Read-only file system: make it writable") == 1)
+        eventually(lambda: daemon.lines("not executed anew", "Read-only file system: make it writable") == 1)
         end(daemon, signal.SIGTERM)
         assert daemon.lines("Traceback") == daemon.lines("pinning again failed") == 0
         assert daemon.lines("stopped: the kernel counts on") == 1

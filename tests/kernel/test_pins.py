@@ -1277,6 +1277,34 @@ def test_a_folder_that_is_elsewhere(root: CgroupRoot, pins: Pins, tmp_path: Path
     pins.folder.unlink()
 
 
+def test_a_root_that_goes(pins: Pins, parent: Cgroup, caplog: pytest.LogCaptureFixture) -> None:
+    with new_cgroup(parent.path, "root") as cgroup:
+        gone = CgroupRoot(cgroup.path)
+        path = DataPath(gone, cgroups=10, sockets=10, connections=10, pins=pins)
+    with closing(path):
+        with pytest.raises(UserError, match=r"/root: this cgroup, .* is gone"):
+            path.attach()
+        path.undo()
+    with new_cgroup(parent.path, "root") as cgroup:
+        path = start(CgroupRoot(cgroup.path), pins)
+    with closing(path):
+        eventually(lambda: "sl_receive" in path.detached(), "detached")
+        for _ in range(2):
+            mend(path)
+        refused = [each for each in caplog.records if each.message == "attaching again failed"]
+        assert len(refused) == len(path.detached())
+
+
+def test_what_another_version_has_pinned_stays(below: CgroupRoot, pins: Pins) -> None:
+    with closing(start(below, pins)) as path:
+        pins.remove()
+        later = pins.folder.with_name("v99")
+        later.mkdir(parents=True)
+        (later / "root").symlink_to("1")
+        mend(path)
+        assert (later / "root").is_symlink()
+
+
 def test_another_version(root: CgroupRoot, pins: Pins) -> None:
     (pins.folder.parent / "v99").mkdir(parents=True)
     (pins.folder.parent / "v99" / "root").symlink_to("1")

@@ -331,8 +331,14 @@ class DataPath:
         }
 
     def _attach_root(self, name: str) -> None:
-        program = self.programs[name]
-        attach = partial(attach_cgroup, program, self._root.fd, str(self._root.path))
+        program, path = self.programs[name], str(self._root.path)
+
+        def attach() -> Link:
+            try:
+                return attach_cgroup(program, self._root.fd, path)
+            except FileNotFoundError:
+                raise UserError(f"{path}: this cgroup, which is to be counted in, is gone") from None
+
         self.links.add(name, attach, partial(replace_program, program, self._root.id))
 
     def _goes_on(self, name: str) -> bool:
@@ -408,10 +414,10 @@ class DataPath:
         pins = self._pins
         if pins is None:
             return
-        if not self.is_pinned():
+        if not self._owns(pins):
             if pins.link_ids(HOT_PATH) - {self.links.held[HOT_PATH].id}:
                 raise UserError(f"{pins.folder}: another daemon's programs are pinned there: stop this one")
-            pins.remove()  # what is there no start of ours would go on with: it may be half of another's
+            pins.clear()  # what is there no start of ours would go on with: it may be half of another's
         before = pins.names()
         pins.make_folders()
         for name, jumper in self._jumpers.items():
@@ -421,17 +427,15 @@ class DataPath:
         if again := pins.names() - before:
             logger.warning("pinned again", extra={"pins": ", ".join(sorted(again))})
 
-    def is_pinned(self) -> bool:
-        """Whether the next daemon goes on with what is counted, as far as nothing else is unpinned."""
-        if self._pins is None:
-            return False
+    def _owns(self, pins: Pins) -> bool:
+        """Whether a start would go on with what is pinned, and it is ours."""
         try:
-            if self._pins.counted_in() != self._root.id:
+            if pins.counted_in() != self._root.id:
                 return False
         except ValueError:
             return False
         [control] = (each for each in self._map_pins if each.map.name == "control")
-        return self._pins.map_id(control.path) == OpenMap(control.map.fd).id
+        return pins.map_id(control.path) == OpenMap(control.map.fd).id
 
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""

@@ -135,9 +135,9 @@ def attach_cgroup(program: Program, cgroup_fd: int, path: str) -> Link:
     """
     try:
         return program.attach_cgroup(cgroup_fd)
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise  # the cgroup is gone
         if not isinstance(error, PermissionError):
             reason = f"{error.strerror}: {advice(error)}"
             raise UserError(f"{path}: attaching program {program.name} failed: {reason}") from None

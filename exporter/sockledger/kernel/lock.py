@@ -60,7 +60,11 @@ class Lock:
 
     def require_writable(self) -> None:
         """Raise UserError if nothing can be pinned beside the lock any more."""
-        if os.statvfs(self._bpffs).f_flag & os.ST_RDONLY:
+        try:
+            flags = os.statvfs(self._bpffs).f_flag
+        except OSError as error:
+            raise self._refused(error) from None
+        if flags & os.ST_RDONLY:
             raise self._refused(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
     def _is_there(self, fd: int) -> bool:

@@ -44,7 +44,7 @@ def shape(each: Map) -> str:
 def _layouts(each: Map) -> str:
     """Return the layouts of a map's keys and values as a line of text.
 
-    With the labels of a later version sums are moved; what never changes has no labels that are shown.
+    With the labels of a later version sums are moved; those in what never changes the programs bound.
     """
     texts = []
     for kind in ("key", "value"):
@@ -137,7 +137,7 @@ class Pins:
             return int(self._root.readlink().name)
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (OSError, ValueError):
             raise ValueError(f"{self._root} names no cgroup") from None
 
     def _unfit(self, root_id: int, wanted: set[Path]) -> str:
@@ -185,11 +185,12 @@ class Pins:
 
     def remove(self) -> int:
         """Remove all pins, of whatever version, and return how many they were: what is attached ends."""
-        removed = 0
-        for version in self._versions():
-            (version / "root").unlink(missing_ok=True)  # what is left, if this is interrupted, is no whole
-            removed += _remove_tree(version)
-        return removed
+        return sum(map(_remove_version, self._versions()))
+
+    def clear(self) -> None:
+        """Remove what is pinned by this version."""
+        if self.folder in self._versions():
+            _remove_version(self.folder)
 
     def names(self) -> set[str]:
         """Return all that is pinned, as KIND/NAME."""
@@ -351,6 +352,14 @@ def _mode(path: Path) -> int:
         return path.lstat().st_mode
     except FileNotFoundError:
         return 0
+
+
+def _remove_version(folder: Path) -> int:
+    root = folder / "root"
+    if stat.S_ISLNK(_mode(root)):
+        root.unlink()  # what is left, if this is interrupted, is no whole
+        return 1 + _remove_tree(folder)
+    return _remove_tree(folder)
 
 
 def _remove_tree(folder: Path) -> int:
