@@ -109,7 +109,7 @@ class Daemon:
             self._executor.shutdown(cancel_futures=True)
             end = "all programs are detached"
             if self._options.pin:  # or what somebody has unpinned would end with us
-                pinned = self._look_after(datapath, root)
+                pinned = self._look_after(datapath)
                 end = "the kernel counts on" if pinned else "what is not pinned is detached"
             datapath.close()
         if successor and not await self._stop_came():
@@ -269,7 +269,7 @@ class Daemon:
         web.start()
         tasks = [
             asyncio.create_task(self._flush_for_ever(ledger)),
-            asyncio.create_task(self._mend_for_ever(datapath, root)),
+            asyncio.create_task(self._mend_for_ever(datapath)),
         ]
         logger.info(
             "counting",
@@ -301,24 +301,22 @@ class Daemon:
             interval = self._config.flush.interval
             await asyncio.sleep(interval if self._flushes else min(interval, RETRY_SECONDS))
 
-    async def _mend_for_ever(self, datapath: DataPath, root: cgroups.CgroupRoot) -> None:
+    async def _mend_for_ever(self, datapath: DataPath) -> None:
         """See to it that what was attached and pinned still is, whoever has tampered with it."""
         while True:
             await asyncio.sleep(MEND_SECONDS)
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath, root)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
 
-    def _look_after(self, datapath: DataPath, root: cgroups.CgroupRoot) -> bool:
+    def _look_after(self, datapath: DataPath) -> bool:
         """Attach and pin again; return whether all is attached, and pinned."""
         try:
-            ours = datapath.links.held[HOT_PATH].id
-            if datapath.detached() and set(hot_paths(root.id)) <= {ours}:  # no other counts in our place
-                datapath.attach_again()
-            self._lock.renew()
+            self._lock.renew()  # or another daemon counts in our place
+            datapath.attach_again()
             datapath.pin_again()
+            return not datapath.detached()
         except (UserError, OSError) as error:
             logger.error("attaching and pinning again failed", extra={"error": str(error)})  # noqa: TRY400
             return False
-        return not datapath.detached()
 
     async def _ping_watchdog(self) -> None:
         """Tell systemd that this loop runs, the ledger's thread gets on, and flushes succeed.

@@ -9,6 +9,7 @@ sums began at 0 alone, in whatever shape. ``programs/sl_flush-SHAPE`` brings hom
 tracepoint's link runs. The symbolic link ``attached`` names the links of the last start that came to its end.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -137,7 +138,9 @@ class Pins:
             return int(self._root.readlink().name)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which says that it is no link
+                raise
             raise ValueError(f"{self._root} names no cgroup") from None
 
     def _unfit(self, root_id: int, wanted: set[Path]) -> str:
