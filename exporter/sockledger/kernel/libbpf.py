@@ -608,7 +608,7 @@ def pin(fd: int, path: Path) -> None:
 
 
 def open_pin(path: Path, file_flags: int = 0) -> int:
-    """Return a descriptor of what is pinned at *path*. Of a map BPF_F_RDONLY opens it wherever it is."""
+    """Return a descriptor of what is pinned at *path*; a map's in a read-only bpffs by BPF_F_RDONLY."""
     options = _ObjGetOpts(sz=ctypes.sizeof(_ObjGetOpts), file_flags=file_flags)
     return _checked(_library().bpf_obj_get_opts(os.fsencode(path), byref(options)), f"bpf_obj_get of {path}")
 
