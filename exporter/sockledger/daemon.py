@@ -350,7 +350,7 @@ class Daemon:
             return True
 
     def _can_have_successor(self) -> bool:
-        """Whether one could go on with what is pinned, and pin."""
+        """Whether one could find and pin anything where we have."""
         try:
             if self._options.pin:
                 self._lock.require_writable()

@@ -334,6 +334,24 @@ def test_port_in_use(pinned: Surroundings) -> None:
         assert daemon.page().sum("bpf_program_attached") == len(ATTACHED)
 
 
+def test_bpffs_is_unmounted(pinned: Surroundings, netns: Netns) -> None:
+    """While nobody can mount it again, nothing ends; then all goes on."""
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        daemon = pinned.run()
+        sent = send_datagrams(netns, a, a)
+        run("umount", "--lazy", str(pinned.bpffs))
+        occupied = pinned.bpffs / "occupied"
+        occupied.touch()
+        daemon.send(signal.SIGHUP)
+        eventually(lambda: daemon.lines("not executed anew", "see --path.bpffs") == 1)
+        occupied.unlink()
+        daemon.send(signal.SIGHUP)
+        eventually(lambda: daemon.lines("counting") == 2, "executed anew")
+        assert daemon.lines("pinned again") == 1
+        daemon.wait_until_ready()
+        assert sent_by_a(daemon.page()) == [sent]
+
+
 def test_bpffs_is_read_only(pinned: Surroundings, netns: Netns) -> None:
     """As Kubernetes mounts a hostPath that is said to be: one line each."""
     with new_cgroup(pinned.cgroup.path, "a") as a:

@@ -60,6 +60,7 @@ class Lock:
 
     def require_writable(self) -> None:
         """Raise UserError if nothing can be pinned beside the lock any more."""
+        mount_bpffs(self._bpffs)  # if somebody has unmounted it
         try:
             flags = os.statvfs(self._bpffs).f_flag
         except OSError as error:
