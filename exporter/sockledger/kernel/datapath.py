@@ -500,9 +500,7 @@ class DataPath:
         """
         self.grace_period()
         taken = self.programs["sl_flush"].run()
-        flushes = self.maps["flushes"]
-        lapses = flushes.value.unpack(flushes.lookup_index(0))["lapses"]
-        if lapses > self._known_lapses:
+        if (lapses := self.maps["flushes"].first()["lapses"]) > self._known_lapses:
             logger.warning("nothing was counted for a while: no flush came, and the lease was over")
             self._known_lapses = lapses
         return taken
@@ -579,7 +577,7 @@ class DataPath:
 
     def node_totals(self) -> dict[str, int]:
         """Return what is counted of the whole node's TCP, by the members of struct node_totals."""
-        return self.maps["node_totals"].value.unpack(self.maps["node_totals"].lookup_index(0))
+        return self.maps["node_totals"].first()
 
     def reconciliation(self) -> tuple[Traffic, Traffic]:
         """Return what was kept of the reconciliation: unattributed, overcounted."""
@@ -594,7 +592,7 @@ class DataPath:
 
     def lost_updates(self) -> dict[str, int]:
         """Return how many updates had to go another way, by reason."""
-        return self.maps["lost"].value.unpack(self.maps["lost"].lookup_index(0))
+        return self.maps["lost"].first()
 
 
 def _room(pins: Pins | None, name: str, limit: int) -> int:

@@ -495,6 +495,10 @@ class Map(Table):
         """The value's layout; ValueError if it is no struct."""
         return self._btf.layout(self._value_type)
 
+    def first(self) -> dict[str, int]:
+        """Return an array's first value by member."""
+        return self.value.unpack(self.lookup_index(0))
+
     @property
     def type(self) -> int:
         """The kernel's number of its type (enum bpf_map_type)."""

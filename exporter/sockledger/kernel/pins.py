@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ class Pins:
         versions = (path for path in _entries(self._home) if path.match("v[0-9]*"))
         return sorted(path for path in versions if stat.S_ISDIR(_mode(path)))
 
-    def begin(self, root_id: int, wanted: Iterable[MapPin]) -> None:
+    def begin(self, root_id: int, wanted: Collection[MapPin]) -> None:
         """Make the folders. What is pinned but does not belong together is removed, with a line in the log.
 
         UserError if what is pinned counts in another cgroup, or is another version's.
@@ -97,7 +97,7 @@ class Pins:
         versions = self._pinned_versions()
         if others := [each for each in versions if each != VERSION]:
             raise UserError(self._not_understood(", ".join(others)))
-        if versions and (reason := self._unfit(root_id, {each.path for each in wanted})):
+        if versions and (reason := self._unfit(root_id, wanted)):
             logger.warning("what was pinned is removed, counts begin at 0", extra={"reason": reason})
             self.remove()
         if self.resumed:
@@ -143,15 +143,15 @@ class Pins:
                 raise
             raise ValueError(f"{self._root} names no cgroup") from None
 
-    def _unfit(self, root_id: int, wanted: set[Path]) -> str:
+    def _unfit(self, root_id: int, wanted: Collection[MapPin]) -> str:
         """Return why what is pinned cannot be gone on with, empty if it can."""
         counted_in = self.counted_in()
         if counted_in is None:
             return "a start or an uninstall did not come to its end, or somebody has removed root"
         if missing := CORE - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
-        left = self.all("maps") - wanted
-        if any(pin_name(path) in FIXED and pin_name(path) in map(pin_name, wanted) for path in left):
+        left = self.others(wanted)
+        if not {each.map.name for each in wanted}.isdisjoint(FIXED & set(map(pin_name, left))):
             raise UserError(self._not_understood(VERSION))
         layouts = self.all("layouts")
         if unknown := sorted(path.name for path in left if self._layouts(path) not in layouts):
@@ -203,6 +203,10 @@ class Pins:
         """Return the pins of a kind, without what is none."""
         is_one = stat.S_ISLNK if kind in _SYMLINKS else stat.S_ISREG
         return {path for path in _entries(self.folder / kind) if is_one(path.lstat().st_mode)}
+
+    def others(self, maps: Collection[MapPin]) -> set[Path]:
+        """Return the pins of maps that are none of *maps*."""
+        return self.all("maps") - {each.path for each in maps}
 
     def of_map(self, each: Map) -> MapPin:
         """Return the pin of a map whose size is set."""
@@ -257,14 +261,9 @@ class Pins:
 
     def map_id(self, path: Path) -> int | None:
         """Return the id of the map that is pinned at *path*, None if there is none. It may be read-only."""
-        try:
-            fd = open_pin(path, BPF_F_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
+        with suppress(FileNotFoundError), opened(path, BPF_F_RDONLY) as fd:
             return OpenMap(fd).id
-        finally:
-            os.close(fd)
+        return None
 
     def link_ids(self, name: str) -> set[int]:
         """Return the id of a pinned link, none if there is none, or it is detached."""
@@ -358,10 +357,8 @@ def _mode(path: Path) -> int:
 
 
 def _remove_version(folder: Path) -> int:
-    root = folder / "root"
-    if stat.S_ISLNK(_mode(root)):
-        root.unlink()  # what is left, if this is interrupted, is no whole
-        return 1 + _remove_tree(folder)
+    with suppress(FileNotFoundError, IsADirectoryError):
+        (folder / "root").unlink()  # what is left, if this is interrupted, is no whole
     return _remove_tree(folder)
 
 
@@ -379,9 +376,9 @@ def _remove_tree(folder: Path) -> int:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def opened(path: Path, file_flags: int = 0) -> Iterator[int]:
     """Open what is pinned at *path*, as a descriptor."""
-    fd = open_pin(path)
+    fd = open_pin(path, file_flags)
     try:
         yield fd
     finally:

@@ -25,7 +25,7 @@ Layouts = tuple[Layout | None, Layout | None]
 
 def flush_others(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[], None]) -> set[Path]:
     """Have what is pending in other maps than *maps* brought home by their own flushes; return other maps."""
-    left = _others(pins, maps)
+    left = pins.others(maps)
     if left:
         grace_period()
         for path in pins.flushes(left):
@@ -35,15 +35,11 @@ def flush_others(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[]
     return left
 
 
-def _others(pins: Pins, maps: Collection[MapPin]) -> set[Path]:
-    return pins.all("maps") - {each.path for each in maps}
-
-
 def sums_everywhere(target: Map, pins: Pins | None, maps: Collection[MapPin]) -> dict[str, int]:
     """Return an array's first sums by member, with those that other maps than *maps* have of them."""
-    sums = Counter(target.value.unpack(target.lookup_index(0)))
+    sums = Counter(target.first())
     if pins:
-        for path in (each for each in _others(pins, maps) if pin_name(each) == target.name):
+        for path in (each for each in pins.others(maps) if pin_name(each) == target.name):
             _, layout = pins.layouts(path)
             if layout:
                 with opened(path) as fd:
