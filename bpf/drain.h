@@ -3,16 +3,14 @@
 #ifndef SOCKLEDGER_DRAIN_H
 #define SOCKLEDGER_DRAIN_H
 
+#include "array.h"
 #include "branch.h"
 #include "ledger.h"
 #include <asm/errno.h>
 
-/* Never NULL: the map is an array of one. */
 static __always_inline struct lost_updates *lost_updates(void)
 {
-	__u32 key = 0;
-
-	return bpf_map_lookup_elem(&lost, &key);
+	return only_entry(&lost);
 }
 
 static __always_inline void add(__u64 *total, __u64 n)
@@ -24,8 +22,7 @@ static __always_inline void add(__u64 *total, __u64 n)
 /* Global, so that the verifier follows its loop once, and not on each way here. */
 __noinline int is_closing(__u64 cgroup_id)
 {
-	__u32 key = 0;
-	const struct closing *c = bpf_map_lookup_elem(&closing, &key);
+	const struct closing *c = only_entry(&closing);
 
 	for (int i = 0; i < CLOSING && c; i++) {
 		__u64 id = READ_ONCE(c->cgroups[i]);

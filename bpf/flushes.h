@@ -3,6 +3,7 @@
 #ifndef SOCKLEDGER_FLUSHES_H
 #define SOCKLEDGER_FLUSHES_H
 
+#include "array.h"
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 
@@ -18,12 +19,9 @@ struct {
 	__type(value, struct flushes);
 } flushes SEC(".maps");
 
-/* Never NULL: the map is an array of one. */
 static __always_inline struct flushes *the_flushes(void)
 {
-	__u32 key = 0;
-
-	return bpf_map_lookup_elem(&flushes, &key);
+	return only_entry(&flushes);
 }
 
 #endif

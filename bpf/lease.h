@@ -7,6 +7,7 @@
 #ifndef SOCKLEDGER_LEASE_H
 #define SOCKLEDGER_LEASE_H
 
+#include "array.h"
 #include "kernel.h"
 #include "settings.h"
 #include <bpf/bpf_helpers.h>
@@ -22,12 +23,9 @@ struct {
 	__type(value, struct lease);
 } lease SEC(".maps");
 
-/* Never NULL: the map is an array of one. */
 static __always_inline struct lease *the_lease(void)
 {
-	__u32 key = 0;
-
-	return bpf_map_lookup_elem(&lease, &key);
+	return only_entry(&lease);
 }
 
 static __always_inline bool dormant(void)
