@@ -29,7 +29,7 @@ struct {
 	__type(value, struct cgroup_name);
 } cgroups SEC(".maps");
 
-/* The level of the cgroup in which we count, if *cgroup* is below it, else negative. */
+/* The level of the cgroup in which we count, if *cgroup* is that or below it, else negative. */
 static __noinline int level_of_root(const struct cgroup *cgroup)
 {
 	const struct cgroup_root *root = READ_KERNEL(struct cgroup, cgroup, root);

@@ -9,6 +9,7 @@
 
 #include "array.h"
 #include "kernel.h"
+#include "ledger.h"
 #include "settings.h"
 #include <bpf/bpf_helpers.h>
 
@@ -35,7 +36,7 @@ static __always_inline bool dormant(void)
 	if (!settings.lease)
 		return false;
 	l = the_lease();
-	return l && bpf_jiffies64() > l->end;
+	return l && bpf_jiffies64() > READ_ONCE(l->end);
 }
 
 /* Returns whether it was over. */

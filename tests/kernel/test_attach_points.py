@@ -1,10 +1,11 @@
 """Control totals of attach points that come to their end."""
 
 import os
+import resource
 import socket
 
 import pytest
-from tests.kernel.ledger import NOTHING
+from tests.kernel.ledger import NOTHING, attached
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.patience import eventually
 
@@ -45,3 +46,23 @@ def test_gone_is_no_count_of_0(parent: Cgroup, netns: Netns, caplog: pytest.LogC
     assert ledger.reconciliation == Reconciliation(), "no false alarm"
     path.close()
     os.close(root.fd)
+
+
+def test_a_scan_without_descriptors(below: CgroupRoot, client: Cgroup, netns: Netns) -> None:
+    """It finds nothing, and that is no end."""
+    with attached(below) as path:
+        meters = Meters(["/*"], below, path)
+        meters.follow()
+        links = {name: link.id for name, link in path.links.held.items()}
+        with client.joined(), netns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", ("127.0.0.1", 9))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.scandir(below.path)
+            meters.follow()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [(number, count.transmit_bytes) for number, _, count in meters.read()] == [(client.id, 29)]
+        assert {name: link.id for name, link in path.links.held.items()} == links

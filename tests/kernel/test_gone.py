@@ -387,6 +387,29 @@ def test_the_oldest_make_room(
         assert_balanced(path, below)
 
 
+def test_a_restart_takes_no_room_twice(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """What the daemon before has shown for long enough is not shown once more where that costs names."""
+    room = 16
+    with attached(below, cgroups=room) as path:
+        for made, folded in ((room // 2, False), (room - 1, True)):
+            ledger = ledger_of(path, below, clock)
+            truth = {}
+            for number in range(len(path.cgroups.all()), made):
+                with new_cgroup(parent.path, f"job-{number}") as cgroup:
+                    truth[f"/job-{number}"] = send(netns, cgroup)
+            released(path, made)
+            ledger.flush()
+            assert truth.items() <= sent(ledger).items()
+            clock.ahead += LONG_ENOUGH
+            ledger = ledger_of(path, below, clock)
+            for _ in range(3):
+                ledger.flush()
+            assert (sent(ledger) == {}) == folded
+            assert len(path.cgroups.all()) == (0 if folded else made)
+        assert not path.lost_updates()["name_full"]
+        assert_balanced(path, below)
+
+
 class Interrupted(DataPath):
     """A packet finds rows just before they are closed."""
 

@@ -16,6 +16,7 @@ class FakeRoot(CgroupRoot):
     def __init__(self, paths: dict[int, str], *, may_open: bool = True) -> None:
         self.paths = paths
         self.id = 1
+        self._may_open = True
         self.may_open = may_open
         self.opened: list[int] = []
         self.walks = 0

@@ -46,8 +46,7 @@ class CgroupRoot:
             )
         self.path = path.resolve()
         self.id = os.fstat(self.fd).st_ino
-
-    _may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
+        self._may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
 
     def paths_of(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """Yield each cgroup with its path, None if it is gone; without the capability by a walk.

@@ -266,7 +266,8 @@ class DataPath:
         parts = self._parts
         if self._pins:  # or what a socket has dropped would be an older one's
             flush_others(self._pins, self._map_pins, self.grace_period)
-        if parts.udp and not (self._known_sockets() and self._goes_on(HOT_PATH)):
+        goes_on = self._pins and self._pins.link_ids(HOT_PATH)
+        if parts.udp and not (self._known_sockets() and goes_on):
             self._note_known(KNOWN_NONE)  # at once: the map may be full soon
         self.flush_sockets()  # the lease begins
         if parts.udp and self._known_sockets() == KNOWN_NONE:
@@ -340,16 +341,6 @@ class DataPath:
                 raise UserError(f"{path}: this cgroup, which is to be counted in, is gone") from None
 
         self.links.add(name, attach, partial(replace_program, program, self._root.id))
-
-    def _goes_on(self, name: str) -> bool:
-        """Whether a program has been attached all the while."""
-        link = self._pins.open_link(name) if self._pins else None
-        if link is None:
-            return False
-        try:
-            return link.attached()
-        finally:
-            link.destroy()
 
     def _known_sockets(self) -> int:
         noted = self.maps["udp_sockets"].lookup(_NOBODY)

@@ -13,7 +13,9 @@ class Entries(Enum):
     """What becomes of a map's entries when one of another layout or size takes its place."""
 
     MOVED = auto()  # sums: they are added to those that are there
-    COPIED = auto()  # no sums: those that are there stay
+    # No sums: those that are there stay. If a change of limits was killed and undone, a cgroup's end that was
+    # noted meanwhile is not seen: its name stays until the room is needed.
+    COPIED = auto()
     LEFT = auto()  # a flush has emptied it, or it is filled anew
     FIXED = auto()  # no sums, and they cannot stay behind: neither layout nor size changes before the pins go
 

@@ -33,6 +33,8 @@ class Meters:
     def follow(self) -> None:
         """Attach to cgroups that have come, let go of those that are gone. A refusal is logged once."""
         found = self._matching()
+        # a scan passes over a folder that it cannot open, for want of descriptors, say
+        found |= {number: path for number, path in self._paths.items() if self._is_there(number, path)}
         for cgroup_id in self._paths.keys() - found.keys():
             self._datapath.remove_meter(cgroup_id)
             del self._paths[cgroup_id]
@@ -75,6 +77,12 @@ class Meters:
                 if path != "/":
                     found[cgroup_id] = path
         return found
+
+    def _is_there(self, cgroup_id: int, path: str) -> bool:
+        try:
+            return Path(f"{self._root.path}{path}").stat().st_ino == cgroup_id
+        except FileNotFoundError:
+            return False
 
     def _add(self, cgroup_id: int, path: str) -> None:
         try:

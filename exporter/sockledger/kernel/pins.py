@@ -166,8 +166,8 @@ class Pins:
             link = Link.open(path)
             at.add(link.cgroup_id)
             link.destroy()
-        if at - {None} == {0}:
-            return "the cgroup that was counted in is gone"
+        if not at - {None, 0}:  # tracepoints have no cgroup, and of one that is gone the id is 0
+            return "the cgroup that was counted in is gone, or nothing is attached there"
         raise UserError(
             f"{self.folder}: what is pinned there counts in another cgroup (id {counted_in}): give the "
             "--path.cgroupfs of before, or run sockledger uninstall, which ends its counts"

@@ -147,6 +147,7 @@ class Retirement:
         now, over = self._clock(), False
         removed = {number: each for number, each in noted.items() if each.removed}
         filled, empty = _rows(tables, removed, shown)
+        short = self._shortage(tables, noted)
 
         due = [
             number
@@ -154,7 +155,7 @@ class Retirement:
             if number in filled
             and number in shown
             and each.removed != ENDED
-            and self._is_due(each, number, filled[number], began)
+            and self._is_due(each, number, filled[number], began, hurry=bool(short))
         ]
         self._changes = {number: change for number, change in self._changes.items() if number in filled}
 
@@ -182,7 +183,7 @@ class Retirement:
             self._forget_label_sets(ended)
             over = True
 
-        self._let_go(tables, noted, filled, empty)
+        self._let_go(short, noted, filled, empty)
 
         # all else writes
         with self._writing("what is gone is shown longer"):
@@ -204,20 +205,24 @@ class Retirement:
                 logger.warning(failure, extra={"error": str(error)})
             self._stuck.add(failure)
 
-    def _let_go(
-        self,
-        tables: Tables,
-        noted: Mapping[int, NotedCgroup],
-        filled: Mapping[int, Rows],
-        empty: defaultdict[int, Rows],
-    ) -> None:
-        """Forget the oldest cgroups that are shown no more, where there is hardly room for new ones."""
+    def _shortage(self, tables: Tables, noted: Mapping[int, NotedCgroup]) -> Counter[str]:
+        """Return how many entries are missing to the room that is kept free for new cgroups, by map."""
         room = self._datapath.cgroups.room
         short = Counter({CGROUPS: len(noted) - room + max(room // SPARE, 1)})
         for name, rows in tables.items():
             room = self._datapath.kept[name].room
             short[name] = len(rows) - room + room // SPARE
-        if not +short:
+        return +short
+
+    def _let_go(
+        self,
+        short: Counter[str],
+        noted: Mapping[int, NotedCgroup],
+        filled: Mapping[int, Rows],
+        empty: defaultdict[int, Rows],
+    ) -> None:
+        """Forget the oldest cgroups that are shown no more, where there is hardly room for new ones."""
+        if not short:
             return
         hidden = [number for number, each in noted.items() if each.removed and number not in filled]
         occupied = {
@@ -263,14 +268,18 @@ class Retirement:
         """Whether a label set that is not shown has to end."""
         return not label_set.seen or now - label_set.seen >= DAY
 
-    def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int) -> bool:
-        """Whether a cgroup has counted nothing for long enough."""
+    def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int, *, hurry: bool) -> bool:
+        """Whether a cgroup has counted nothing for long enough.
+
+        In a *hurry* that it was shown by a daemon before is enough: new ones would find no room.
+        """
         since = cgroup.released
         if not 0 < since < began:
             if number not in self._changes or self._changes[number][0] != rows:
                 self._changes[number] = rows, began
             since = self._changes[number][1]
-        return self._clock() - max(since, self._start) >= self._gone and self._have_seen(since)
+        shown = since if hurry else max(since, self._start)
+        return self._clock() - shown >= self._gone and self._have_seen(since)
 
     def _fold_all(
         self, due: list[int], filled: Mapping[int, Rows], shown: Mapping[int, Workload]
