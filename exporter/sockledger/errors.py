@@ -7,7 +7,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (LimitNOFILE=)",
     errno.ENFILE: "raise the machine's limit of open files (sysctl fs.file-max)",
     errno.ENOMEM: "allow the daemon more memory, "
-    "or lower limits.sockets, limits.connections and limits.cgroups",
+    "or lower limits.sockets, limits.connections, limits.cgroups and limits.label_sets",
 }
 
 

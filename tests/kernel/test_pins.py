@@ -63,7 +63,7 @@ from sockledger.kernel import pins as pins_module
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.cgroups import CgroupRoot, find_root
 from sockledger.kernel.datapath import ATTACHED, DataPath, Parts, ticks_per_second
-from sockledger.kernel.libbpf import Link, Map, OpenMap, Program, program_stats
+from sockledger.kernel.libbpf import Link, Map, OpenMap, Program, pin, program_stats
 from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.maps import FIXED
 from sockledger.kernel.meters import Meters
@@ -1053,16 +1053,36 @@ def test_generations_unpinned_by_hand_while_no_daemon_runs(
     assert caplog.text.count("somebody has removed generations") == 1
 
 
+FOREIGN = ("type", "array", "key", "4", "value", "4", "entries", "1", "name", "foreign")
+
+
 def test_a_foreign_map_among_the_pins(
-    below: CgroupRoot, pins: Pins, caplog: pytest.LogCaptureFixture
+    parent: Cgroup, below: CgroupRoot, pins: Pins, netns: Netns, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is removed; one that is called like ours may be what is left of our sums, and all begins anew."""
+    with new_cgroup(parent.path, "a") as cgroup:
+        with closing(start(below, pins)):
+            send(netns, cgroup)
+        run("bpftool", "map", "create", str(pins.folder / "maps" / "foreign"), *FOREIGN)
+        with closing(start(below, pins)) as path:
+            assert totals_of(path, cgroup.id)
+        run("bpftool", "map", "create", str(pins.folder / "maps" / "totals-foreign"), *FOREIGN)
+        with closing(start(below, pins)) as path:
+            assert not totals_of(path, cgroup.id)
+    ended, removed = caplog.records
+    assert (ended.message, ended.__dict__["maps"]) == ("ends, as it is not counted any more", "foreign")
+    assert removed.__dict__["reason"] == (
+        "somebody has removed layouts, or these maps are none of ours: totals-foreign"
+    )
+
+
+def test_a_program_in_a_maps_place(below: CgroupRoot, pins: Pins) -> None:
+    with closing(start(below, pins)) as path:
+        pin(path.programs["sl_flush"].fd, pins.folder / "maps" / "totals-cafe")
+    with pytest.raises(UserError, match=r"totals-cafe: is no map: remove it, or run sockledger uninstall"):
+        start(below, pins)
+    (pins.folder / "maps" / "totals-cafe").unlink()
     start(below, pins).close()
-    foreign = ("type", "array", "key", "4", "value", "4", "entries", "1", "name", "foreign")
-    run("bpftool", "map", "create", str(pins.folder / "maps" / "foreign"), *foreign)
-    start(below, pins).close()
-    assert [record.__dict__["reason"] for record in caplog.records] == [
-        "somebody has removed layouts, or these maps are none of ours: foreign"
-    ]
 
 
 def test_a_link_that_another_version_did_not_have(
@@ -1269,10 +1289,10 @@ def test_a_root_that_is_gone(
 def test_a_start_that_ended_before_its_first_link(root: CgroupRoot, pins: Pins, below: CgroupRoot) -> None:
     """It may have been for another cgroup: nothing has been counted there."""
     start(below, pins).close()
-    for pin in pins.all("links"):
-        link = Link.open(pin)
+    for each in pins.all("links"):
+        link = Link.open(each)
         if link.cgroup_id:
-            pin.unlink()
+            each.unlink()
         link.destroy()
     with closing(start(root, pins)) as path:
         assert final_difference(path, root) == NOTHING

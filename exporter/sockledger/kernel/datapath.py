@@ -590,13 +590,16 @@ def _room(pins: Pins | None, name: str, limit: int) -> int:
     """Return for how many a map needs room: while more are pinned than the limit, for as many as before.
 
     None may be dropped: what is counted would lose its name, or its sums. There is some more for those that
-    come meanwhile.
+    come meanwhile. UserError if what is pinned is no map.
     """
     entries, room = [], limit
     for path in pins.all("maps") if pins else ():
         if pin_name(path) == name:
             with opened(path) as fd:
-                pinned = OpenMap(fd)
+                try:
+                    pinned = OpenMap(fd)
+                except ValueError:
+                    raise UserError(f"{path}: is no map: remove it, or run sockledger uninstall") from None
                 entries.append(pinned.entries())
                 room = max(room, pinned.max_entries)
     needed = sum(entries) * 9 // 8

@@ -150,12 +150,12 @@ class Pins:
             return "a start or an uninstall did not come to its end, or somebody has removed root"
         if missing := CORE - set(map(pin_name, self.all("maps"))):
             return f"somebody has removed {', '.join(sorted(missing))}"
-        left = self.others(wanted)
-        if not {each.map.name for each in wanted}.isdisjoint(FIXED & set(map(pin_name, left))):
+        left, names = self.others(wanted), {each.map.name for each in wanted}
+        if not names.isdisjoint(FIXED & set(map(pin_name, left))):
             raise UserError(self._not_understood(VERSION))
-        layouts = self.all("layouts")
-        if unknown := sorted(path.name for path in left if self._layouts(path) not in layouts):
-            return f"somebody has removed layouts, or these maps are none of ours: {', '.join(unknown)}"
+        unknown = {path for path in left if self._layouts(path) not in self.all("layouts")}
+        if ours := sorted(path.name for path in unknown if pin_name(path) in names):
+            return f"somebody has removed layouts, or these maps are none of ours: {', '.join(ours)}"
         if not self.flushes(left).keys() <= self.all("programs"):
             return "somebody has removed programs"
         if counted_in == root_id:
