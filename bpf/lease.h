@@ -9,7 +9,6 @@
 
 #include "array.h"
 #include "kernel.h"
-#include "ledger.h"
 #include "settings.h"
 #include <bpf/bpf_helpers.h>
 
@@ -36,7 +35,7 @@ static __always_inline bool dormant(void)
 	if (!settings.lease)
 		return false;
 	l = the_lease();
-	return l && bpf_jiffies64() > READ_ONCE(l->end);
+	return l && bpf_jiffies64() > l->end;
 }
 
 /* Returns whether it was over. */

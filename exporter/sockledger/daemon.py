@@ -305,7 +305,10 @@ class Daemon:
         """See to it that what was attached and pinned still is, whoever has tampered with it."""
         while True:
             await asyncio.sleep(MEND_SECONDS)
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
+            except Exception:
+                logger.exception("look at programs and pins failed")
 
     def _look_after(self, datapath: DataPath) -> bool:
         """Attach and pin again; return whether all is attached, and pinned."""

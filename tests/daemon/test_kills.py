@@ -78,7 +78,10 @@ def test_killed_at_any_moment(place: Surroundings, netns: Netns) -> None:
     moments = random.Random(seed)
     scrapes = Scrapes()
     place.pinned = True
-    flag = place.configure("flush: {interval: 100ms}")
+    # no daemon lives for so long that it could forget a name
+    flag = place.configure(
+        f"flush: {{interval: 100ms}}\nlimits: {{cgroups: {8192 if SCALE == 1 else 65536}}}"
+    )
     daemon = place.run(flag)
     with busy(place, netns, "tests.daemon.bustle", seed) as process:
         bustle = Bustle(process)

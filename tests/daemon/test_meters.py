@@ -1,5 +1,6 @@
 """Meters follow the globs as cgroups come and go, and agree with the workloads below them."""
 
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_bad_input import exclusive
 from tests.daemon.traffic import send_datagrams
-from tests.kernel.machine import Netns, new_cgroup
+from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import eventually
 
 FAST = "flush: {interval: 100ms}\n"
@@ -162,3 +163,29 @@ def test_more_meters_than_descriptors(place: Surroundings) -> None:
         flag = place.configure("attach: {meters: ['/*']}")
         daemon = place.run(flag, prefix=("prlimit", "--nofile=60:1000"))
         assert points(daemon.page()) == names | {"/"}
+
+
+def test_a_folder_that_is_closed(place: Surroundings, netns: Netns) -> None:
+    """Who owns it may close it to a daemon without CAP_DAC_READ_SEARCH: it ends neither that nor a meter."""
+    with new_cgroup(place.cgroup.path, "user") as user, new_cgroup(user.path, "app") as app:
+        place.pinned = True
+        flag = place.configure(FAST + "attach: {meters: ['/user/*']}")
+        for path in (user.path, app.path):
+            os.chown(path, 1000, -1)
+        without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+        daemon = place.run(flag, prefix=without)
+        total = send_datagrams(netns, app, app)
+        assert daemon.settled().sum("attach_point_transmit_bytes_total", attach_point="/user/app") == total
+        user.path.chmod(0o700)
+        total += send_datagrams(netns, app, app)
+        page = daemon.settled()
+        assert page.sum("attach_point_transmit_bytes_total", attach_point="/user/app") == total
+        assert page.sum("transmit_bytes_total", cgroup="/user/app") == total
+        assert not daemon.lines("flush failed")
+        daemon.process.kill()
+        daemon.process.wait()
+        daemon = place.run(prefix=without)
+        assert daemon.settled().sum("transmit_bytes_total", cgroup="/user/app") == total
+        [cgroups] = (place.bpffs / "sockledger" / "v1" / "maps").glob("cgroups-*")
+        for entry in json.loads(run("bpftool", "-j", "map", "dump", "pinned", str(cgroups))):
+            assert not entry["formatted"]["value"]["removed"], "not seen is not gone"

@@ -45,6 +45,7 @@ from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.retirement import label_set_id
+from sockledger.ledger.scrapers import RECENT
 from sockledger.workloads.names import Workload
 
 HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
@@ -388,24 +389,26 @@ def test_the_oldest_make_room(
 
 
 def test_a_restart_takes_no_room_twice(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
-    """What the daemon before has shown for long enough is not shown once more where that costs names."""
+    """Where room is short, a daemon shows what came and went before it until all scrapers must have come."""
     room = 16
     with attached(below, cgroups=room) as path:
-        for made, folded in ((room // 2, False), (room - 1, True)):
-            ledger = ledger_of(path, below, clock)
-            truth = {}
-            for number in range(len(path.cgroups.all()), made):
+        truth: dict[str, int] = {}
+        for made, is_short in ((room // 2, False), (room - 1, True)):
+            for number in range(len(truth), made):  # no daemon runs
                 with new_cgroup(parent.path, f"job-{number}") as cgroup:
                     truth[f"/job-{number}"] = send(netns, cgroup)
             released(path, made)
-            ledger.flush()
-            assert truth.items() <= sent(ledger).items()
             clock.ahead += LONG_ENOUGH
             ledger = ledger_of(path, below, clock)
+            for wait in (0, RECENT - SECOND):
+                clock.ahead += wait
+                ledger.flush()
+                assert sent(ledger) == truth
+            clock.ahead += 2 * SECOND
             for _ in range(3):
                 ledger.flush()
-            assert (sent(ledger) == {}) == folded
-            assert len(path.cgroups.all()) == (0 if folded else made)
+            assert sent(ledger) == ({} if is_short else truth)
+            assert len(path.cgroups.all()) == (0 if is_short else made)
         assert not path.lost_updates()["name_full"]
         assert_balanced(path, below)
 

@@ -1076,12 +1076,35 @@ def test_a_foreign_map_among_the_pins(
     )
 
 
-def test_a_program_in_a_maps_place(below: CgroupRoot, pins: Pins) -> None:
+def test_a_program_in_anothers_place(below: CgroupRoot, pins: Pins) -> None:
+    """In that of each map, also one that nobody has made, and of a link."""
     with closing(start(below, pins)) as path:
-        pin(path.programs["sl_flush"].fd, pins.folder / "maps" / "totals-cafe")
-    with pytest.raises(UserError, match=r"totals-cafe: is no map: remove it, or run sockledger uninstall"):
-        start(below, pins)
-    (pins.folder / "maps" / "totals-cafe").unlink()
+        program = path.programs["sl_flush"].fd
+        places = [pins.folder / "maps" / "totals-cafe", *pins.all("maps"), pins.link("sl_cgroup_mkdir")]
+        for place in places:
+            aside = pins.folder / "aside"
+            if place.exists():
+                place.rename(aside)
+            pin(program, place)
+            kind = "link" if place.parent.name == "links" else "map"
+            reason = rf"/{place.name}: is no {kind}: remove it, or run sockledger uninstall"
+            with pytest.raises(UserError, match=reason):
+                start(below, pins)
+            place.unlink()
+            if aside.exists():
+                aside.rename(place)
+    start(below, pins).close()
+
+
+def test_a_program_in_the_place_of_a_map_in_use(below: CgroupRoot, pins: Pins) -> None:
+    with closing(start(below, pins)) as path:
+        [control] = (place for place in pins.all("maps") if place.name.startswith("control-"))
+        control.unlink()
+        pin(path.programs["sl_flush"].fd, control)
+        with pytest.raises(UserError, match=r"/control-.*: is no map"):
+            mend(path)
+        control.unlink()
+        mend(path)
     start(below, pins).close()
 
 

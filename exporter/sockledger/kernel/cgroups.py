@@ -47,6 +47,7 @@ class CgroupRoot:
         self.path = path.resolve()
         self.id = os.fstat(self.fd).st_ino
         self._may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
+        self.sees_all = True  # so does a walk, in folders that others have closed
 
     def paths_of(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """Yield each cgroup with its path, None if it is gone; without the capability by a walk.
@@ -108,6 +109,8 @@ class CgroupRoot:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EACCES):
                     raise
+                if error.errno == errno.EACCES:
+                    self.sees_all = False
 
 
 def _is_cgroup(path: Path, cgroup_id: int) -> bool:

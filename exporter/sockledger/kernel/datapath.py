@@ -29,7 +29,7 @@ from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_prog
 from sockledger.kernel.maps import PENDING, SLOT, TOGETHER, begins_alone, policy
 from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
-from sockledger.kernel.pins import Pins, opened, pin_name
+from sockledger.kernel.pins import Pins, opened_map, pin_name
 from sockledger.kernel.sums import (
     LEAST_PORTS,
     QUEUES,
@@ -595,11 +595,7 @@ def _room(pins: Pins | None, name: str, limit: int) -> int:
     entries, room = [], limit
     for path in pins.all("maps") if pins else ():
         if pin_name(path) == name:
-            with opened(path) as fd:
-                try:
-                    pinned = OpenMap(fd)
-                except ValueError:
-                    raise UserError(f"{path}: is no map: remove it, or run sockledger uninstall") from None
+            with opened_map(path) as pinned:
                 entries.append(pinned.entries())
                 room = max(room, pinned.max_entries)
     needed = sum(entries) * 9 // 8

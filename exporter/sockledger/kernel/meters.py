@@ -33,9 +33,11 @@ class Meters:
     def follow(self) -> None:
         """Attach to cgroups that have come, let go of those that are gone. A refusal is logged once."""
         found = self._matching()
-        # a scan passes over a folder that it cannot open, for want of descriptors, say
-        found |= {number: path for number, path in self._paths.items() if self._is_there(number, path)}
         for cgroup_id in self._paths.keys() - found.keys():
+            # a scan passes over a folder that it cannot open, for want of descriptors, say
+            if self._is_there(cgroup_id, self._paths[cgroup_id]):
+                found[cgroup_id] = self._paths[cgroup_id]
+                continue
             self._datapath.remove_meter(cgroup_id)
             del self._paths[cgroup_id]
         self._refused &= found.keys()
@@ -83,6 +85,8 @@ class Meters:
             return Path(f"{self._root.path}{path}").stat().st_ino == cgroup_id
         except FileNotFoundError:
             return False
+        except OSError:  # it cannot be seen: that is no end
+            return True
 
     def _add(self, cgroup_id: int, path: str) -> None:
         try:

@@ -72,7 +72,7 @@ class NotedCgroups:
                 if noted.pop(cgroup_id, None) is None and cgroup_id != root.id:
                     self.note(cgroup_id, path)
             for cgroup_id, living in root.paths_of([number for number in noted if not noted[number].removed]):
-                if living is None:
+                if living is None and root.sees_all:
                     self._note_end(cgroup_id)
         except OSError as error:  # they are named when they count
             logger.warning("older cgroups are not looked for", extra={"error": str(error)})

@@ -153,7 +153,8 @@ class Pins:
         left, names = self.others(wanted), {each.map.name for each in wanted}
         if not names.isdisjoint(FIXED & set(map(pin_name, left))):
             raise UserError(self._not_understood(VERSION))
-        unknown = {path for path in left if self._layouts(path) not in self.all("layouts")}
+        layouts = self.all("layouts")
+        unknown = {path for path in left if self._layouts(path) not in layouts}
         if ours := sorted(path.name for path in unknown if pin_name(path) in names):
             return f"somebody has removed layouts, or these maps are none of ours: {', '.join(ours)}"
         if not self.flushes(left).keys() <= self.all("programs"):
@@ -163,7 +164,7 @@ class Pins:
             return ""
         at = set()
         for path in self.all("links"):
-            link = Link.open(path)
+            link = _open_link(path)
             at.add(link.cgroup_id)
             link.destroy()
         if not at - {None, 0}:  # tracepoints have no cgroup, and of one that is gone the id is 0
@@ -254,15 +255,14 @@ class Pins:
 
     def open_link(self, name: str) -> Link | None:
         """Return a pinned link, None if there is none."""
-        try:
-            return Link.open(self.link(name))
-        except FileNotFoundError:
-            return None
+        with suppress(FileNotFoundError):
+            return _open_link(self.link(name))
+        return None
 
     def map_id(self, path: Path) -> int | None:
         """Return the id of the map that is pinned at *path*, None if there is none. It may be read-only."""
-        with suppress(FileNotFoundError), opened(path, BPF_F_RDONLY) as fd:
-            return OpenMap(fd).id
+        with suppress(FileNotFoundError), opened_map(path, BPF_F_RDONLY) as table:
+            return table.id
         return None
 
     def link_ids(self, name: str) -> set[int]:
@@ -277,8 +277,8 @@ class Pins:
 
     def take_over(self, each: MapPin) -> None:
         """Let a map's object be loaded with the one that is pinned, if there is one."""
-        with suppress(FileNotFoundError), opened(each.path) as fd:
-            each.map.reuse(fd)
+        with suppress(FileNotFoundError), opened_map(each.path) as table:
+            each.map.reuse(table.fd)
 
     def keep(self, fd: int, path: Path) -> None:
         """Pin, unless it is."""
@@ -383,3 +383,28 @@ def opened(path: Path, file_flags: int = 0) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def opened_map(path: Path, file_flags: int = 0) -> Iterator[OpenMap]:
+    """Open the map that is pinned at *path*; UserError if it is none."""
+    with opened(path, file_flags) as fd:
+        _require_kind("map", fd, path)
+        yield OpenMap(fd)
+
+
+def _open_link(path: Path) -> Link:
+    """Open the link that is pinned at *path*; UserError if it is none."""
+    link = Link.open(path)
+    try:
+        _require_kind("link", link.fd, path)
+    except UserError:
+        link.destroy()
+        raise
+    return link
+
+
+def _require_kind(kind: str, fd: int, path: Path) -> None:
+    """Raise UserError if it is another's: a program's figures would be taken for a map's, or a link's."""
+    if os.readlink(f"/proc/self/fd/{fd}") != f"anon_inode:bpf-{kind}":  # noqa: PTH115 - no path
+        raise UserError(f"{path}: is no {kind}: remove it, or run sockledger uninstall")

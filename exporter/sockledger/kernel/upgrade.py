@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sockledger.errors import UserError
 from sockledger.kernel.btf import Layout
-from sockledger.kernel.libbpf import Map, OpenMap, Table, run_program
+from sockledger.kernel.libbpf import Map, Table, run_program
 from sockledger.kernel.maps import Entries, policy
 from sockledger.kernel.move import INDEX, SumsMap, move_all, translate
-from sockledger.kernel.pins import MapPin, Pins, opened, pin_name
+from sockledger.kernel.pins import MapPin, Pins, opened, opened_map, pin_name
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def sums_everywhere(target: Map, pins: Pins | None, maps: Collection[MapPin]) ->
         for path in (each for each in pins.others(maps) if pin_name(each) == target.name):
             _, layout = pins.layouts(path)
             if layout:
-                with opened(path) as fd:
-                    sums.update(layout.unpack(OpenMap(fd).lookup_index(0)))
+                with opened_map(path) as source:
+                    sums.update(layout.unpack(source.lookup_index(0)))
     return {field.name: sums[field.name] for field in target.value.fields}
 
 
@@ -71,16 +71,16 @@ def _carry_over(pins: Pins, path: Path, maps: Mapping[str, Map]) -> None:
         return
     target = maps[name]
     layouts = pins.layouts(path)
-    with opened(path) as fd:
+    with opened_map(path) as source:
         if entries is Entries.COPIED:
-            without_room = _copy(OpenMap(fd), target, layouts)
+            without_room = _copy(source, target, layouts)
             if without_room:  # new cgroups may have taken it, too
                 raise UserError(
                     f"{path}: no room, or no memory, to carry it over: raise limits.cgroups and "
                     "limits.label_sets, or allow the daemon more memory, nothing is lost"
                 )
         else:
-            without_room = _move(OpenMap(fd), target, layouts, maps["overflow"])
+            without_room = _move(source, target, layouts, maps["overflow"])
     logger.info("carried over", extra={"map": name, "without_room": without_room})
 
 

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
 from sockledger.kernel.sums import RETIRED
+from sockledger.ledger.scrapers import RECENT
 from sockledger.workloads.names import Workload, workload_of
 
 logger = logging.getLogger(__name__)
@@ -271,15 +272,16 @@ class Retirement:
     def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int, *, hurry: bool) -> bool:
         """Whether a cgroup has counted nothing for long enough.
 
-        In a *hurry* that it was shown by a daemon before is enough: new ones would find no room.
+        In a *hurry*, as new ones would find no room, the time counts in which the daemon before has shown it;
+        but first all that scrape must have had the time to come.
         """
         since = cgroup.released
         if not 0 < since < began:
             if number not in self._changes or self._changes[number][0] != rows:
                 self._changes[number] = rows, began
             since = self._changes[number][1]
-        shown = since if hurry else max(since, self._start)
-        return self._clock() - shown >= self._gone and self._have_seen(since)
+        start = self._start - max(0, self._gone - RECENT) if hurry else self._start
+        return self._clock() - max(since, start) >= self._gone and self._have_seen(since)
 
     def _fold_all(
         self, due: list[int], filled: Mapping[int, Rows], shown: Mapping[int, Workload]
