@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_bad_input import exclusive
 from tests.daemon.traffic import send_datagrams
-from tests.kernel.machine import Netns, new_cgroup, run
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
 from tests.patience import eventually
 
 FAST = "flush: {interval: 100ms}\n"
@@ -167,7 +167,11 @@ def test_more_meters_than_descriptors(place: Surroundings) -> None:
 
 def test_a_folder_that_is_closed(place: Surroundings, netns: Netns) -> None:
     """Who owns it may close it to a daemon without CAP_DAC_READ_SEARCH: it ends neither that nor a meter."""
-    with new_cgroup(place.cgroup.path, "user") as user, new_cgroup(user.path, "app") as app:
+    with ExitStack() as stack:
+        user = stack.enter_context(new_cgroup(place.cgroup.path, "user"))
+        app = stack.enter_context(new_cgroup(user.path, "app"))
+        goes = Cgroup(user.path / "goes")
+        goes.path.mkdir()
         place.pinned = True
         flag = place.configure(FAST + "attach: {meters: ['/user/*']}")
         for path in (user.path, app.path):
@@ -181,6 +185,8 @@ def test_a_folder_that_is_closed(place: Surroundings, netns: Netns) -> None:
         page = daemon.settled()
         assert page.sum("attach_point_transmit_bytes_total", attach_point="/user/app") == total
         assert page.sum("transmit_bytes_total", cgroup="/user/app") == total
+        goes.path.rmdir()
+        eventually(lambda: points(daemon.page()) == {"/", "/user/app"}, "its end is seen all the same")
         assert not daemon.lines("flush failed")
         daemon.process.kill()
         daemon.process.wait()

@@ -16,7 +16,7 @@ class FakeRoot(CgroupRoot):
     def __init__(self, paths: dict[int, str], *, may_open: bool = True) -> None:
         self.paths = paths
         self.id = 1
-        self._may_open = True
+        self._may_open = self.sees_all = True
         self.may_open = may_open
         self.opened: list[int] = []
         self.walks = 0
@@ -162,3 +162,12 @@ def test_noted_when_there_is_room() -> None:
     del root.paths[3]
     assert names.resolve({3}, {})[3] == Workload(cgroup="/" + "b" * LONGEST)
     assert notes[3].path == ""
+
+
+@pytest.mark.parametrize("sees_all", [True, False])
+def test_what_cannot_be_seen_is_not_gone(sees_all: bool) -> None:
+    """It has no name, and its end is for the kernel to tell."""
+    root, notes = FakeRoot({}, may_open=False), Notes(room=1)
+    root.sees_all = sees_all
+    assert Names(root, notes).resolve({2}, notes) == {2: UNKNOWN}
+    assert bool(notes[2].removed) == sees_all

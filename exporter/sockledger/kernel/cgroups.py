@@ -47,7 +47,7 @@ class CgroupRoot:
         self.path = path.resolve()
         self.id = os.fstat(self.fd).st_ino
         self._may_open = True  # open_by_handle_at needs CAP_DAC_READ_SEARCH
-        self.sees_all = True  # so does a walk, in folders that others have closed
+        self.sees_all = True  # the last walk: without it folders may be closed to us
 
     def paths_of(self, cgroup_ids: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """Yield each cgroup with its path, None if it is gone; without the capability by a walk.
@@ -95,6 +95,7 @@ class CgroupRoot:
 
         OSError for what may pass, as too many open files.
         """
+        self.sees_all = True
         yield self.id, "/"
         folders = [""]
         while folders:

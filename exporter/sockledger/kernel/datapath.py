@@ -420,13 +420,13 @@ class DataPath:
 
     def _owns(self, pins: Pins) -> bool:
         """Whether a start would go on with what is pinned, and it is ours."""
-        try:
-            if pins.counted_in() != self._root.id:
-                return False
-        except ValueError:
-            return False
         [control] = (each for each in self._map_pins if each.map.name == "control")
-        return pins.map_id(control.path) == OpenMap(control.map.fd).id
+        try:
+            return (
+                pins.counted_in() == self._root.id and pins.map_id(control.path) == OpenMap(control.map.fd).id
+            )
+        except (ValueError, UserError):  # these are none of ours
+            return False
 
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""
@@ -593,11 +593,10 @@ def _room(pins: Pins | None, name: str, limit: int) -> int:
     come meanwhile. UserError if what is pinned is no map.
     """
     entries, room = [], limit
-    for path in pins.all("maps") if pins else ():
-        if pin_name(path) == name:
-            with opened_map(path) as pinned:
-                entries.append(pinned.entries())
-                room = max(room, pinned.max_entries)
+    for path in pins.of_name(name) if pins else ():
+        with opened_map(path) as pinned:
+            entries.append(pinned.entries())
+            room = max(room, pinned.max_entries)
     needed = sum(entries) * 9 // 8
     if len(entries) > 1:  # a daemon was killed before they were one
         room = max(room, needed)

@@ -85,8 +85,8 @@ class Meters:
             return Path(f"{self._root.path}{path}").stat().st_ino == cgroup_id
         except FileNotFoundError:
             return False
-        except OSError:  # it cannot be seen: that is no end
-            return True
+        except OSError:  # the folder is closed to us
+            return self._datapath.control(cgroup_id) is not None
 
     def _add(self, cgroup_id: int, path: str) -> None:
         try:

@@ -153,10 +153,12 @@ class Pins:
         left, names = self.others(wanted), {each.map.name for each in wanted}
         if not names.isdisjoint(FIXED & set(map(pin_name, left))):
             raise UserError(self._not_understood(VERSION))
-        layouts = self.all("layouts")
-        unknown = {path for path in left if self._layouts(path) not in layouts}
-        if ours := sorted(path.name for path in unknown if pin_name(path) in names):
-            return f"somebody has removed layouts, or these maps are none of ours: {', '.join(ours)}"
+        if unknown := {path for path in left if pin_name(path) in names} - self._with_layouts():
+            for path in unknown:
+                with opened_map(path):
+                    pass
+            found = ", ".join(sorted(path.name for path in unknown))
+            return f"somebody has removed layouts, or these maps are none of ours: {found}"
         if not self.flushes(left).keys() <= self.all("programs"):
             return "somebody has removed programs"
         if counted_in == root_id:
@@ -208,6 +210,15 @@ class Pins:
     def others(self, maps: Collection[MapPin]) -> set[Path]:
         """Return the pins of maps that are none of *maps*."""
         return self.all("maps") - {each.path for each in maps}
+
+    def _with_layouts(self) -> set[Path]:
+        """Return the pins of maps that are ours for certain."""
+        layouts = self.all("layouts")
+        return {path for path in self.all("maps") if self._layouts(path) in layouts}
+
+    def of_name(self, name: str) -> list[Path]:
+        """Return the pins of our maps of this name, in whatever shape."""
+        return [path for path in self._with_layouts() if pin_name(path) == name]
 
     def of_map(self, each: Map) -> MapPin:
         """Return the pin of a map whose size is set."""
@@ -388,9 +399,17 @@ def opened(path: Path, file_flags: int = 0) -> Iterator[int]:
 @contextmanager
 def opened_map(path: Path, file_flags: int = 0) -> Iterator[OpenMap]:
     """Open the map that is pinned at *path*; UserError if it is none."""
-    with opened(path, file_flags) as fd:
+    try:
+        fd = open_pin(path, file_flags)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a link knows no BPF_F_RDONLY
+            raise _foreign(path, "map") from None
+        raise
+    try:
         _require_kind("map", fd, path)
         yield OpenMap(fd)
+    finally:
+        os.close(fd)
 
 
 def _open_link(path: Path) -> Link:
@@ -398,7 +417,7 @@ def _open_link(path: Path) -> Link:
     link = Link.open(path)
     try:
         _require_kind("link", link.fd, path)
-    except UserError:
+    except BaseException:
         link.destroy()
         raise
     return link
@@ -407,4 +426,8 @@ def _open_link(path: Path) -> Link:
 def _require_kind(kind: str, fd: int, path: Path) -> None:
     """Raise UserError if it is another's: a program's figures would be taken for a map's, or a link's."""
     if os.readlink(f"/proc/self/fd/{fd}") != f"anon_inode:bpf-{kind}":  # noqa: PTH115 - no path
-        raise UserError(f"{path}: is no {kind}: remove it, or run sockledger uninstall")
+        raise _foreign(path, kind)
+
+
+def _foreign(path: Path, kind: str) -> UserError:
+    return UserError(f"{path}: is no {kind}: remove it, or run sockledger uninstall")

@@ -272,16 +272,15 @@ class Retirement:
     def _is_due(self, cgroup: NotedCgroup, number: int, rows: Rows, began: int, *, hurry: bool) -> bool:
         """Whether a cgroup has counted nothing for long enough.
 
-        In a *hurry*, as new ones would find no room, the time counts in which the daemon before has shown it;
-        but first all that scrape must have had the time to come.
+        In a *hurry*, as new ones would find no room, that is when all that scrape must have come.
         """
         since = cgroup.released
         if not 0 < since < began:
             if number not in self._changes or self._changes[number][0] != rows:
                 self._changes[number] = rows, began
             since = self._changes[number][1]
-        start = self._start - max(0, self._gone - RECENT) if hurry else self._start
-        return self._clock() - max(since, start) >= self._gone and self._have_seen(since)
+        enough = min(self._gone, RECENT) if hurry else self._gone
+        return self._clock() - max(since, self._start) >= enough and self._have_seen(since)
 
     def _fold_all(
         self, due: list[int], filled: Mapping[int, Rows], shown: Mapping[int, Workload]

@@ -74,7 +74,7 @@ class Names:
             for cgroup_id, path in self._root.paths_of(asked):
                 known.setdefault(cgroup_id, workload_of(path or ""))
                 if cgroup_id in to_note:
-                    self._note(cgroup_id, alive=path is not None)
+                    self._note(cgroup_id, alive=path is not None or not self._root.sees_all)
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
         return known
