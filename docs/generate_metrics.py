@@ -14,12 +14,13 @@ HEAD = """# Metrics
 Made by `make docs` from the tables in `exporter/sockledger/collectors/`: do not edit.
 
 What is counted per workload bears the workload's labels `namespace`, `pod`, `container`, `unit` and `cgroup`,
-empty where they do not apply, beside their own. `cgroup` is the path below the cgroup v2 root; `other` takes
-what found the totals full (`limits.cgroups`), `unknown` is for cgroups that were gone before they could be
-named, as there was no room for their names, and for what comes from sockets of cgroups that are long gone and
-have made room for others. A cgroup that is gone is shown for `persist.gone` more. Counters, summaries and
-histograms are born at 0: a Prometheus server sees a new series at 0 until it has got a page with it, then its
-value, so that `increase()` misses nothing.
+empty where they do not apply, beside their own. [workloads.md](workloads.md) says how they come about.
+`cgroup` is the path below the cgroup v2 root, where nothing else names a workload; `other` takes what found
+the totals full (`limits.cgroups`), `unknown` is for cgroups that were gone before they could be named, as
+there was no room for their names, and for what comes from sockets of cgroups that are long gone and have made
+room for others. A cgroup that is gone is shown for `persist.gone` more. Counters, summaries and histograms
+are born at 0: a Prometheus server sees a new series at 0 until it has got a page with it, then its value, so
+that `increase()` misses nothing.
 """
 
 # Behind the name of a summary or a histogram, which has samples of several names.

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
+from sockledger.workloads.paths import identify
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,11 @@ UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked,
 HIERARCHY = 1  # the id of the hierarchy's root, and of the kernel's own packets
 
 
+_ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
+
+
 def label_value(path: str) -> str:
-    r"""Return a cgroup's path as it is shown: what is not UTF-8 as ``\xNN``."""
+    r"""Return a cgroup's path, or a part of it, as it is shown: what is not UTF-8 as ``\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -50,7 +54,8 @@ class Names:
     def __init__(self, root: CgroupRoot, notes: CgroupNotes) -> None:
         self._root = root
         self._notes = notes
-        self._known: dict[int, Workload] = {}
+        self._paths: dict[int, str] = {}
+        self._workloads: dict[str, Workload] = {}  # by path: each is looked at once
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
@@ -60,29 +65,31 @@ class Names:
         What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
         from being named is left out: under a stopgap name a counter would fall.
         """
-        known = {
-            cgroup_id: self._known.get(cgroup_id) or workload_of(each.path)
+        before = self._paths
+        paths = {
+            cgroup_id: before.get(cgroup_id, each.path)
             for cgroup_id, each in noted.items()
             if each.removed != ENDED
         }
         others = [cgroup_id for cgroup_id in cgroup_ids if cgroup_id not in noted]
-        known |= {cgroup_id: self._known[cgroup_id] for cgroup_id in others if cgroup_id in self._known}
-        self._known = known
+        paths |= {cgroup_id: before[cgroup_id] for cgroup_id in others if cgroup_id in before}
+        self._paths = paths
         to_note = set(others) - {HIERARCHY, self._root.id} if len(noted) < self._notes.room else set()
         try:
-            asked = [each for each in others if each in to_note or each not in known]
+            asked = [each for each in others if each in to_note or each not in paths]
             for cgroup_id, path in self._root.paths_of(asked):
-                known.setdefault(cgroup_id, workload_of(path or ""))
+                paths.setdefault(cgroup_id, path or "")
                 if cgroup_id in to_note:
                     self._note(cgroup_id, alive=path is not None or not self._root.sees_all)
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
-        return known
+        known = self._workloads
+        self._workloads = {path: known.get(path) or workload_of(path) for path in set(paths.values())}
+        return {cgroup_id: self._workloads[path] for cgroup_id, path in paths.items()}
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""
-        workload = self._known[cgroup_id]
-        path = "" if workload == UNKNOWN else workload.cgroup
+        path = self._paths[cgroup_id]
         if alive:
             self._notes.note(cgroup_id, path)
         else:
@@ -92,5 +99,16 @@ class Names:
 
 
 def workload_of(path: str) -> Workload:
-    """Return the workload of a cgroup, by its path below the root; empty: nobody knows it."""
-    return Workload(cgroup=label_value(path)) if path else UNKNOWN
+    """Return the workload of a cgroup, by its path below the root; empty: nobody knows it.
+
+    The path is its name where it says nothing better.
+    """
+    if not path:
+        return UNKNOWN
+    found = identify(path)
+    workload = Workload(
+        pod=found.pod_uid,
+        container=found.container or found.container_id[:_ID_CHARACTERS],
+        unit=found.unit,
+    )
+    return Workload(*map(label_value, workload if any(workload) else Workload(cgroup=path)))

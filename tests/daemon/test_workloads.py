@@ -1,0 +1,62 @@
+"""Workloads have the names that people know them by, as far as their cgroups' paths have them."""
+
+from collections import Counter
+from contextlib import ExitStack
+
+from tests.daemon.support import Page, Surroundings
+from tests.daemon.traffic import send_datagrams
+from tests.kernel.machine import Cgroup, Netns, new_cgroup
+
+from sockledger.workloads.names import Workload
+
+UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
+ID = "0123456789abcdef" * 4
+USER = "user.slice/user-1000.slice/user@1000.service"
+POD = Workload(pod=UID, container=ID[:12])
+
+WORKLOADS = {
+    f"kubepods/burstable/pod{UID}/{ID}": POD,
+    f"kubepods/burstable/pod{UID}/{ID}/nested": POD,
+    f"kubepods/burstable/pod{UID}": Workload(pod=UID),
+    f"system.slice/docker-{ID}.scope": Workload(container=ID[:12]),
+    "lxc.payload.web1/system.slice/nginx.service": Workload(container="web1", unit="nginx.service"),
+    "system.slice/nginx.service": Workload(unit="nginx.service"),
+    "system.slice/nginx.service/worker": Workload(unit="nginx.service"),
+    f"{USER}/app.slice/nginx.service": Workload(unit="user@1000.service/nginx.service"),
+    "rc/nginx\udcff": Workload(cgroup="/rc/nginx\\xff"),
+}
+
+
+def make(place: Surroundings, stack: ExitStack, path: str) -> Cgroup:
+    """Make a cgroup with all that are missing above it; on leaving *stack* they go again."""
+    at = Cgroup(place.cgroup.path)
+    for name in path.split("/"):
+        below = Cgroup(at.path / name)
+        at = below if below.path.exists() else stack.enter_context(new_cgroup(at.path, name))
+    return at
+
+
+def sent(page: Page) -> dict[Workload, int]:
+    """What each workload has sent."""
+    found: Counter[Workload] = Counter()
+    for (name, labels), value in page.samples.items():
+        if name == "sockledger_transmit_bytes_total":
+            of = dict(labels)
+            found[Workload(*(of[label] for label in Workload._fields))] += int(value)
+    return dict(found)
+
+
+def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
+    """What shares a name is one workload; it goes on with the next cgroup, and the next daemon."""
+    place.pinned = True
+    truth: Counter[Workload] = Counter()
+    daemon = place.run()
+    for turn in range(2):
+        with ExitStack() as stack:
+            for number, (path, workload) in enumerate(WORKLOADS.items()):
+                cgroup = make(place, stack, path)
+                truth[workload] += send_datagrams(netns, cgroup, cgroup, number=number + turn + 1)
+            assert sent(daemon.settled()) == truth
+            daemon.process.kill()
+        daemon = place.run()
+        assert sent(daemon.settled()) == truth
