@@ -19,9 +19,13 @@ struct label_set_key {
 	__u64 id; /* never a cgroup's: its first bit is set */
 };
 
+/* The five values, with NULs between them. */
+#define LABELS_BYTES (PATH_BYTES + 16)
+
 struct label_set {
 	__u64 seen; /* when it last had a cgroup, or up to an hour before; 0: it has to end */
-	char labels[PATH_BYTES + 16]; /* the five values, with NULs between them */
+	__u64 left; /* when one left it that lives on under another name; 0: all have seen that */
+	char labels[LABELS_BYTES];
 };
 
 struct {
@@ -31,6 +35,19 @@ struct {
 	__type(key, struct label_set_key);
 	__type(value, struct label_set);
 } label_sets SEC(".maps");
+
+/* What a cgroup is shown as: named otherwise, it leaves its sums there. */
+struct cgroup_labels {
+	char labels[LABELS_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384); /* set from limits.cgroups */
+	__type(key, struct cgroup_key);
+	__type(value, struct cgroup_labels);
+} cgroup_labels SEC(".maps");
 
 /* The largest differences that double entry has found. */
 struct reconciliation {

@@ -46,7 +46,8 @@ struct distribution {
 struct tcp_totals {
 	__u64 opened[ROLES];
 	__u64 closed[ROLES];
-	__u64 sockets[STATES]; /* now, by state, as the last flush found them */
+	__u64 connections[ROLES]; /* open now */
+	__u64 sockets[STATES];	  /* now, by state, as the last flush found them */
 	__u64 connect_failures[FAILURES];
 	__u64 retransmitted_segments;
 	__u64 retransmission_timeouts;

@@ -23,6 +23,12 @@ static __always_inline bool connected(__u8 state)
 	}
 }
 
+static __always_inline void count_opened(struct tcp_totals *t, enum role role)
+{
+	add_to(t->opened, role, ROLES, 1);
+	add_to(t->connections, role, ROLES, 1);
+}
+
 static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals *t)
 {
 	account_connection(s, t, &s->end);
@@ -33,10 +39,11 @@ static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals 
 	if (s->end.rtt)
 		observe(t, s->cgroup_id, RTT, s->end.rtt);
 	if (s->phase == FOUND)
-		add_to(t->opened, s->role, ROLES, 1);
+		count_opened(t, s->role);
 	else if (s->since)
 		observe(t, s->cgroup_id, LIFETIME, (bpf_ktime_get_ns() - s->since) / MICROSECOND);
 	add_to(t->closed, s->role, ROLES, 1);
+	add_to(t->connections, s->role, ROLES, -1);
 	return 0;
 }
 
@@ -253,7 +260,7 @@ static __noinline int begin_connection(__u64 cookie, const struct sock *sk, enum
 	}
 	t = tcp_totals_for(s);
 	if (t)
-		add_to(t->opened, s->role, ROLES, 1);
+		count_opened(t, s->role);
 	return 0;
 }
 
@@ -344,7 +351,7 @@ static __always_inline void account(struct tcp_socket *s, const struct reading *
 	if (s->phase == FOUND) {
 		if (!connected(now->state) || bpf_ktime_get_ns() - s->since < MATURE)
 			return;
-		add_to(t->opened, s->role, ROLES, 1);
+		count_opened(t, s->role);
 		s->since = 0;
 		s->phase = OPEN;
 	}

@@ -19,6 +19,7 @@ _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
 _WHOLE_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
 _SHOWN_CHARACTERS = 60
+_RULE_LABELS = ("namespace", "pod", "container", "unit")  # a workload's, without cgroup: that is the path
 _COLLECTIONS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 
 
@@ -59,6 +60,20 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """What a cgroup is called whose path has a match."""
+
+    match: re.Pattern[str]  # its groups are called as labels
+
+
+@dataclass(frozen=True, slots=True)
+class Workloads:
+    """What cgroups are called."""
+
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The configuration file."""
 
@@ -66,6 +81,7 @@ class Config:
     flush: Flush = field(default_factory=Flush)
     limits: Limits = field(default_factory=Limits)
     persist: Persist = field(default_factory=Persist)
+    workloads: Workloads = field(default_factory=Workloads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,15 +170,20 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    item: _Value
+    item: "_Value | _Section"
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A mapping of which *make* makes an object."""
+    """A mapping of which *make* makes an object; without *required* keys there is none."""
 
     make: Callable[..., object]
     keys: Mapping[str, "_Schema"]
+    required: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        return f"mappings with the keys {', '.join(self.keys)}"
 
 
 _Schema = _Value | _List | _Section
@@ -174,7 +195,10 @@ def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, 
     empty = _has_tag(node, "null")
     match schema:
         case _Section() if empty or _has_tag(node, "map"):
-            return schema.make(**_walk_keys(schema.keys, [] if empty else node.value, key, problems))
+            values = _walk_keys(schema.keys, [] if empty else node.value, key, problems)
+            if values.keys() >= set(schema.required):
+                return schema.make(**values)
+            problem = f"lacks a key; allowed: with {', '.join(schema.required)}"
         case _List() if empty or _has_tag(node, "seq"):
             items = enumerate([] if empty else node.value)
             return tuple(_walk(schema.item, item, f"{key}[{index}]", problems) for index, item in items)
@@ -256,6 +280,20 @@ def _meter(node: yaml.Node) -> str:
     return glob
 
 
+def _rule(node: yaml.Node) -> re.Pattern[str]:
+    if not _has_tag(node, "str"):
+        raise ValueError("is not a string")
+    try:
+        pattern = re.compile(node.value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is no regular expression ({printable(str(error))})") from None
+    if not pattern.groupindex:
+        raise ValueError("has no group that is called as a label")
+    if unknown := pattern.groupindex.keys() - set(_RULE_LABELS):
+        raise ValueError(f"has a group {printable(min(unknown))}, which is no label")
+    return pattern
+
+
 def _seconds(node: yaml.Node) -> float:
     match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
     if match is None or not node.value:
@@ -316,6 +354,24 @@ _CONFIG = _Section(
             {
                 "lease": _duration("1m", "1y", "90m, 24h or 7d"),
                 "gone": _duration("1s", "1d", "30s, 10m or 1h"),
+            },
+        ),
+        "workloads": _Section(
+            Workloads,
+            {
+                "rules": _List(
+                    _Section(
+                        Rule,
+                        {
+                            "match": _Value(
+                                _rule,
+                                f"a regular expression with groups called {', '.join(_RULE_LABELS)}, such as "
+                                "/(?P<container>job_[0-9]+)/",
+                            )
+                        },
+                        required=("match",),
+                    )
+                )
             },
         ),
     },

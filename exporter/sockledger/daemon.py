@@ -240,7 +240,9 @@ class Daemon:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
         births = Births(ShownMap(datapath.maps["shown"]), datapath.generations)
         meters = Meters(self._config.attach.meters, root, datapath)
-        ledger = Ledger(datapath, root, meters, gone=self._config.persist.gone, births=births)
+        rules = [rule.match for rule in self._config.workloads.rules]
+        gone = self._config.persist.gone
+        ledger = Ledger(datapath, root, meters, gone=gone, rules=rules, births=births)
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, lambda: self._config_ok)
         process = CollectorRegistry()

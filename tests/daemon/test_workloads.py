@@ -1,11 +1,14 @@
 """Workloads have the names that people know them by, as far as their cgroups' paths have them."""
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from tests.daemon.support import Page, Surroundings
+from tests.daemon.test_signals import reload
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
+from tests.scrapes import Scrapes
 
 from sockledger.workloads.names import Workload
 
@@ -60,3 +63,42 @@ def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
             daemon.process.kill()
         daemon = place.run()
         assert sent(daemon.settled()) == truth
+
+
+def test_named_otherwise(place: Surroundings, netns: Netns) -> None:
+    """By other rules, after kill -9 and after SIGHUP; what was sent meanwhile stays with the name before."""
+    place.pinned = True
+    scrapes = Scrapes()
+    rules = (
+        (r"/jobs/(?P<container>\w+)", lambda path: Workload(container=path.split("/")[1])),
+        (r"(?P<unit>\w)$", lambda path: Workload(unit=path[-1])),
+        (r"^nothing(?P<pod>)", lambda path: Workload(cgroup=f"/{path}")),
+    )
+    truth: Counter[Workload] = Counter()
+    with ExitStack() as stack:
+        cgroups = {path: make(place, stack, path) for path in ("jobs/one/a", "jobs/one/b", "jobs/two/a")}
+
+        def talk(name: Callable[[str], Workload]) -> None:
+            for number, (path, cgroup) in enumerate(cgroups.items(), 1):
+                truth[name(path)] += send_datagrams(netns, cgroup, cgroup, number=number)
+
+        daemon = place.run()
+        before = rules[-1][1]
+        for turn, (rule, name) in enumerate((*rules, *rules)):
+            for _ in range(2):
+                scrapes.take("one", daemon.settled("one").text)
+            talk(before)  # nobody has seen these yet
+            flag = place.configure(f"workloads: {{rules: [{{match: '{rule}'}}]}}")
+            if turn % 2:
+                reload(daemon)
+            else:
+                daemon.process.kill()
+                daemon.process.wait()
+                daemon = place.run(flag)
+            for _ in range(2):
+                scrapes.take("one", daemon.settled("one").text)
+            talk(name)
+            before = name
+        for _ in range(2):
+            scrapes.take("one", daemon.settled("one").text)
+        assert sent(Page(scrapes.increases("one"))) == truth

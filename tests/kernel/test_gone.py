@@ -1066,7 +1066,7 @@ def test_killed_while_a_port_ends(
     """Drops of a cgroup and of one like it that is gone: none counts twice, and what is new is born at 0."""
     with attached(below) as path, new_cgroup(parent.path, "a") as a:
         workload = Workload(cgroup="/a")
-        path.label_sets.make(label_set_id(workload), KeptLabelSet(clock(), workload))
+        path.label_sets.make(label_set_id(workload), KeptLabelSet(clock(), 0, workload))
         table = path.maps["listen_totals"]
         daemons = Daemons(path, below, clock, "tcp_listen_drops")
         daemons.scrape(2)
@@ -1179,8 +1179,8 @@ def test_killed_while_folding(
                 assert lives.live(0, 1, [truth]) == truth
             released(path, 1)
             lives.live(0, 1, [{}])
-        # two rows, one label set, one cgroup
-        assert lives.calls == [*["delete"] * 3, *["make"] * 3, *["run"] * 2]
+        # two rows, one label set, one cgroup, what it and the one before were shown as
+        assert lives.calls == [*["delete"] * 5, *["make"] * 3, *["run"] * 2, "update"]
         assert_balanced(path, below)
 
 
@@ -1254,8 +1254,8 @@ def test_killed_while_the_oldest_make_room(
                 clock.ahead += LONG_ENOUGH
             ledger.flush()
             assert len(path.cgroups.all()) == min(number + 4, 3)
-        # twice what is closed, and a grace period between; a row, a cgroup
-        assert lives.calls == [*["delete"] * 2, *["update"] * 3]
+        # twice what is closed, and a grace period between; a row, a cgroup, what one is and one was shown as
+        assert lives.calls == [*["delete"] * 3, *["update"] * 4]
         assert not path.lost_updates()["name_full"]
         assert {key.cgroup_id for key, _ in path.totals()} == {
             RETIRED,

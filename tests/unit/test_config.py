@@ -2,19 +2,25 @@
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockledger.config import Attach, Config, ConfigError, Flush, Limits, Persist, load
+from sockledger.config import Attach, Config, ConfigError, Flush, Limits, Persist, Rule, Workloads, load
+from sockledger.workloads.names import Workload, workload_of
 
 INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
 METERS = "absolute globs of cgroup paths, such as /system.slice/*.service"
 CGROUPS = "a whole number from 1 to 1000000"
 SOCKETS = "a whole number from 1 to 10000000"
-SECTIONS = "attach, flush, limits, persist"
+MATCH = (
+    "a regular expression with groups called namespace, pod, container, unit, "
+    "such as /(?P<container>job_[0-9]+)/"
+)
+SECTIONS = "attach, flush, limits, persist, workloads"
 ROOT = f"the keys {SECTIONS}"
 
 
@@ -58,12 +64,22 @@ attach:
 flush: {interval: 1m30s}
 limits: {cgroups: 7, sockets: 8, connections: 9, label_sets: 10}
 persist: {gone: 5m, lease: 1h}
+workloads:
+  rules:
+  - match: /(?P<unit>a)/
+  - {match: "(?P<namespace>b)(?P<pod>c)(?P<container>d)?"}
 """
     assert load_text(scratch, text) == Config(
         Attach(meters=("/a.slice/*", "/b [1]/?")),
         Flush(interval=90.0),
         Limits(cgroups=7, sockets=8, connections=9, label_sets=10),
         Persist(gone=300.0, lease=3600.0),
+        Workloads(
+            (
+                Rule(re.compile("/(?P<unit>a)/")),
+                Rule(re.compile("(?P<namespace>b)(?P<pod>c)(?P<container>d)?")),
+            )
+        ),
     )
 
 
@@ -299,6 +315,42 @@ RULES = {
         f"1: limits.sockets: {'9' * 60}... is out of range",
         SOCKETS,
     ),
+    "rules are strings": (
+        "workloads: {rules: [/a/]}",
+        '1: workloads.rules[0]: "/a/" is not a mapping',
+        "the keys match",
+    ),
+    "rules are a mapping": (
+        "workloads: {rules: {match: 5}}",
+        "1: workloads.rules: a mapping is not a list",
+        "a list of mappings with the keys match",
+    ),
+    "rule without a match": (
+        "workloads:\n  rules:\n  - {}",
+        "3: workloads.rules[0]: lacks a key",
+        "with match",
+    ),
+    "rule is a number": (
+        "workloads: {rules: [{match: 5}]}",
+        "1: workloads.rules[0].match: 5 is not a string",
+        MATCH,
+    ),
+    "rule is no regular expression": (
+        "workloads: {rules: [{match: (a}]}",
+        '1: workloads.rules[0].match: "(a" is no regular expression (missing ), unterminated subpattern at '
+        "position 0)",
+        MATCH,
+    ),
+    "rule without a group": (
+        "workloads: {rules: [{match: (a)}]}",
+        '1: workloads.rules[0].match: "(a)" has no group that is called as a label',
+        MATCH,
+    ),
+    "rule for another label": (
+        "workloads: {rules: [{match: '(?P<pod>a)(?P<cgroup>b)'}]}",
+        '1: workloads.rules[0].match: "(?P<pod>a)(?P<cgroup>b)" has a group cgroup, which is no label',
+        MATCH,
+    ),
     "recursive alias": (
         "&a flush: &b {interval: *b}",
         "1: flush.interval: a mapping is not a duration",
@@ -310,6 +362,12 @@ RULES = {
 @pytest.mark.parametrize(("text", "wrong", "allowed"), RULES.values(), ids=RULES)
 def test_rule(scratch: Path, text: str, wrong: str, allowed: str) -> None:
     assert errors_of(scratch, text) == [f"{wrong}; allowed: {allowed}"]
+
+
+def test_a_rule_may_name_each_label(scratch: Path) -> None:
+    groups = "".join(f"(?P<{label}>.)" for label in Workload._fields[:-1])
+    (rule,) = load_text(scratch, f"workloads: {{rules: [{{match: '{groups}'}}]}}").workloads.rules
+    assert workload_of("/abcd", [rule.match]) == Workload(*"/abc")
 
 
 def test_all_errors_are_told_by_line(scratch: Path) -> None:

@@ -49,7 +49,7 @@ CLOSED = Metric(
 CONNECTIONS = Metric(
     "sockledger_tcp_connections",
     MetricType.GAUGE,
-    "TCP connections open now: opened less closed.",
+    "TCP connections open now.",
     ("role",),
     "workloads x roles in use, up to 3",
 )
@@ -258,16 +258,16 @@ def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:
     """Yield each series that a workload has, those of one metric together."""
     reasons = {reason: totals.at(f"connect_failures[{number}]") for number, reason in labels.failure.items()}
     roles = {
-        role: totals.at(f"opened[{number}]", f"closed[{number}]") for number, role in labels.role.items()
+        role: totals.at(f"opened[{number}]", f"closed[{number}]", f"connections[{number}]")
+        for number, role in labels.role.items()
     }
-    for role, (opened, closed) in roles.items():
+    for role, (opened, closed, open_now) in roles.items():
         label = (("role", role),)
         # where all connects fail there is a 0 to divide by
         failed = chain(*reasons.values()) if role == "active" else ()
-        shown_by = (opened, *failed)
-        open_now = partial(_difference, opened, closed)
-        values = (OPENED, itemgetter(opened)), (CLOSED, itemgetter(closed)), (CONNECTIONS, open_now)
-        yield _Row(label, values, shown_by)
+        shown_by = (opened, open_now, *failed)
+        gauge = CONNECTIONS, partial(_at_least_0, open_now)
+        yield _Row(label, ((OPENED, itemgetter(opened)), (CLOSED, itemgetter(closed)), gauge), shown_by)
     for number, state in STATES.items():
         (at,) = totals.at(f"sockets[{number}]")
         yield _Row((("state", state),), ((SOCKETS, partial(_at_least_0, at)),), (at,))
@@ -281,10 +281,6 @@ def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:
     yield _Row((), (*counters, (BUSY, busy)))
     for limit, at in (("receive_window", receive_window), ("send_buffer", send_buffer)):
         yield _Row((("by", limit),), ((LIMITED, partial(_times, tick, (at,))),))
-
-
-def _difference(plus: int, minus: int, record: Record) -> int:
-    return record[plus] - record[minus]
 
 
 def _at_least_0(at: int, record: Record) -> int:

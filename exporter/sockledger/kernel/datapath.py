@@ -27,7 +27,7 @@ from sockledger.kernel.libbpf import (
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
 from sockledger.kernel.maps import PENDING, SLOT, TOGETHER, begins_alone, policy
-from sockledger.kernel.noted import KeptLabelSets, NotedCgroups
+from sockledger.kernel.noted import CgroupLabels, KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened_map, pin_name
 from sockledger.kernel.sums import (
@@ -148,7 +148,8 @@ class DataPath:
             elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_")):
                 program.set_autoload(self._counts(name.removeprefix("sl_")))
         self.maps["sockets"].max_entries = sockets
-        self.maps["cgroups"].max_entries = _room(pins, "cgroups", cgroups)
+        for name in ("cgroups", "cgroup_labels"):
+            self.maps[name].max_entries = _room(pins, name, cgroups)
         room = _room(pins, "label_sets", label_sets)
         self.maps["label_sets"].max_entries = max(room, 1)
         rows = cgroups + room
@@ -188,6 +189,7 @@ class DataPath:
             kept.make_retired(self.labels.protocol, self.labels.family)
         # where cgroups' ends are not seen, they would stay for ever
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
+        self.cgroup_labels = CgroupLabels(self.maps["cgroup_labels"])
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:

@@ -42,6 +42,7 @@ _POLICIES = {
     "shown": Policy(Entries.COPIED, core=True),
     "cgroups": Policy(Entries.COPIED),
     "label_sets": Policy(Entries.COPIED),
+    "cgroup_labels": Policy(Entries.COPIED),
     "tcp_sockets": Policy(Entries.FIXED),
     "udp_sockets": Policy(Entries.FIXED),
     "lease": Policy(Entries.FIXED),

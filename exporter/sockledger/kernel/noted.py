@@ -1,5 +1,6 @@
 """What is noted beside sums: cgroups by id, and label sets that sums of gone cgroups are kept for."""
 
+import errno
 import logging
 import os
 import time
@@ -30,9 +31,13 @@ class NotedCgroup(NamedTuple):
 
 
 class KeptLabelSet(NamedTuple):
-    """A label set. *seen* is when it last had a cgroup, or up to an hour before; 0: it has to end."""
+    """A label set. *seen* is when it last had a cgroup, or up to an hour before; 0: it has to end.
+
+    *left* is when one left it that lives on under another name; 0: all have seen that.
+    """
 
     seen: int
+    left: int
     labels: tuple[str, ...]
 
 
@@ -111,10 +116,10 @@ class KeptLabelSets:
         """Return them by id."""
         found = {}
         for keys, values in self._table.batches():
-            for (label_set_id,), (seen, labels) in zip(
+            for (label_set_id,), (seen, left, labels) in zip(
                 self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
             ):
-                found[label_set_id] = KeptLabelSet(seen, tuple(labels.decode().split("\0")[:LABELS]))
+                found[label_set_id] = KeptLabelSet(seen, left, _split(labels))
         return found
 
     def fits(self, labels: tuple[str, ...]) -> bool:
@@ -130,16 +135,48 @@ class KeptLabelSets:
         self._table.update(self._key.pack(label_set_id), self._pack(each))
 
     def _pack(self, each: KeptLabelSet) -> bytes:
-        return self._value.pack(each.seen, _joined(each.labels))
+        return self._value.pack(each.seen, each.left, _joined(each.labels))
 
     def forget(self, label_set_id: int) -> None:
         """Delete a label set."""
         self._table.delete(self._key.pack(label_set_id))
 
 
+class CgroupLabels:
+    """The map `cgroup_labels`: what cgroups are shown as, by id."""
+
+    def __init__(self, table: Map) -> None:
+        self._table = table
+        self._key = table.key.struct
+        self._bytes = table.value_size
+
+    def all(self) -> dict[int, tuple[str, ...]]:
+        """Return them by id."""
+        found = {}
+        for keys, values in self._table.batches():
+            for number, (cgroup_id,) in enumerate(self._key.iter_unpack(keys)):
+                found[cgroup_id] = _split(values[number * self._bytes :][: self._bytes])
+        return found
+
+    def note(self, cgroup_id: int, labels: tuple[str, ...]) -> None:
+        """Note what a cgroup is shown as; OSError if there is no room, or it is too long."""
+        joined = _joined(labels)
+        if len(joined) > self._bytes:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        self._table.update(self._key.pack(cgroup_id), joined.ljust(self._bytes, b"\0"))
+
+    def forget(self, cgroup_id: int) -> None:
+        """Delete a cgroup."""
+        self._table.delete(self._key.pack(cgroup_id))
+
+
 def _joined(labels: tuple[str, ...]) -> bytes:
     """Return values as the map has them; the rest of it are NULs, too."""
     return "\0".join(labels).encode()
+
+
+def _split(joined: bytes) -> tuple[str, ...]:
+    return tuple(joined.decode().split("\0")[:LABELS])
 
 
 def _noted(removed: int, released: int, level: int, path: bytes) -> NotedCgroup:

@@ -9,6 +9,8 @@ from sockledger.kernel.move import Mover
 
 # Maps of sums, but for the totals.
 SUMS = ("tcp_totals", "listen_totals", "listen_queues", "tcp_histograms", "udp_totals")
+# Members that are no counters: what there is now.
+GAUGES = ("connections[", "sockets[")
 # Of what lives only from one flush to the next.
 QUEUES = "listen_queues"
 
@@ -81,7 +83,12 @@ class KeptSums:
         self._table = table
         self._key = table.key
         self.room = table.max_entries
-        self._mover = Mover(table, table, {word: word for word in range(table.value_size // 8)})
+        words = {word: word for word in range(table.value_size // 8)}
+        self._mover = self._counters = Mover(table, table, words)
+        gauges = {field.offset // 8 for field in table.value.fields if field.name.startswith(GAUGES)}
+        if gauges:
+            counters = {word: word for word in words if word not in gauges}
+            self._counters = Mover(table, table, counters)
 
     def make(self, key: tuple[int, ...]) -> bool:
         """Make an entry, unless there is one; return whether there was room."""
@@ -102,6 +109,10 @@ class KeptSums:
         """Move an entry's sums to those of another, inside the kernel."""
         self._mover.move(self._key.struct.pack(*source), self._key.struct.pack(*target))
 
+    def move_counters(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        """Move an entry's counters to those of another; its gauges stay."""
+        self._counters.move(self._key.struct.pack(*source), self._key.struct.pack(*target))
+
     def is_empty(self, key: tuple[int, ...]) -> bool:
         """Whether an entry's sums are all 0, or there is none."""
         return not any(self._table.lookup(self._key.struct.pack(*key)) or b"")
@@ -111,5 +122,7 @@ class KeptSums:
         self._table.delete(self._key.struct.pack(*key))
 
     def close(self) -> None:
-        """Free the program."""
+        """Free the programs."""
         self._mover.close()
+        if self._counters is not self._mover:
+            self._counters.close()

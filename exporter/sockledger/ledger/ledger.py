@@ -1,9 +1,10 @@
 """The ledger: flushes the kernel half and holds what the last flush found. User space keeps no sums."""
 
 import logging
+import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
 from sockledger.kernel.sums import RETIRED, TotalsKey, Traffic
 from sockledger.ledger.births import Births, Owner
+from sockledger.ledger.identities import Identities
 from sockledger.ledger.ports import PORTS, Ports
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 from sockledger.ledger.retirement import Retirement, Tables
@@ -86,12 +88,14 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
+        rules: Sequence[re.Pattern[str]] = (),
         births: Births | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
-        *births* are told whose sums have ended, and know what scrapers have seen.
+        *rules* are users' own, by which workloads are named. *births* are told whose sums have ended, and
+        know what scrapers have seen.
         """
         self.datapath = datapath
         self._births = births or Births({}, clock=clock)
@@ -103,7 +107,8 @@ class Ledger:
         self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
         self._meters = meters
-        self._names = Names(root, datapath.cgroups)
+        self._names = Names(root, datapath.cgroups, rules)
+        self._identities = Identities(datapath.cgroup_labels)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
         self._lost = datapath.lost_before
@@ -154,12 +159,17 @@ class Ledger:
         noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         asked = {each for each in ids if 0 < each < RETIRED}
-        named = self._names.resolve(asked, noted)
+        tables = self._tables(totals, sums)
+        named, have_left = self._identities.settle(
+            self._names.resolve(asked, noted), noted, lambda renamed: self._retirement.leave(renamed, tables)
+        )
+        if have_left:
+            totals, sums = dict(self.datapath.totals()), self._sums()
         counting = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
         for rows in sums.values():
             counting |= {key[0] for key, record in rows.items() if any(record)}
         visible = self._retirement.shown(named, noted, counting)
-        if self._retirement.begin_anew(noted, visible, self._tables(totals, sums)):
+        if self._retirement.begin_anew(noted, visible, self._tables(totals, sums), self._name_of):
             totals, sums = dict(self.datapath.totals()), self._sums()
         workloads = {**visible, OVERFLOW_ID: OVERFLOW}
         if PORTS in sums:
@@ -173,7 +183,8 @@ class Ledger:
             attach_points=attach_points,
             lost_updates=lost,
             entries=sockets
-            | {"totals": len(totals), "cgroups": len(noted), "label_sets": len(self._retirement.label_sets)}
+            | {"totals": len(totals), "cgroups": len(noted), "cgroup_labels": len(self._identities)}
+            | {"label_sets": len(self._retirement.label_sets)}
             | {name: len(rows) for name, rows in sums.items()},
             seconds=self._flushed - start,
             began=began,
@@ -185,6 +196,9 @@ class Ledger:
             known |= {(str(number),) for number, each in noted.items() if not each.removed}
             self._births.forget(known | {point.cgroup_ids for point in attach_points})
             self._ended = False
+
+    def _name_of(self, cgroup_id: int, path: str) -> Workload:
+        return self._identities.of(cgroup_id) or self._names.of_path(path)
 
     def _sums(self) -> dict[str, dict[Record, Record]]:
         return {name: dict(table.rows()) for name, table in self.datapath.sums.items()}

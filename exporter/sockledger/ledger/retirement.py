@@ -30,7 +30,7 @@ from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.scrapers import RECENT
-from sockledger.workloads.names import Workload, workload_of
+from sockledger.workloads.names import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Retirement:
     ) -> dict[int, Workload]:
         """Return the workloads of all that is shown, by id: of cgroups, and of label sets that have one.
 
-        *named* are all cgroups, *counting* are those that have any sums.
+        Or have had one until a while ago. *named* are all cgroups, *counting* are those that have any sums.
         """
         shown = {
             number: workload
@@ -103,16 +103,42 @@ class Retirement:
         }
         present = set(shown.values())
         label_sets = {number: Workload._make(each.labels) for number, each in self._label_sets.items()}
-        return shown | {number: each for number, each in label_sets.items() if each in present}
+        return shown | {
+            number: each
+            for number, each in label_sets.items()
+            if each in present or self._label_sets[number].left
+        }
+
+    def _have_left(self) -> Iterator[int]:
+        """Yield the label sets that cgroups have left, and everybody has seen that."""
+        for number, each in self._label_sets.items():
+            since = max(each.left, self._start)
+            if each.left and self._clock() - since >= self._gone and self._have_seen(each.left):
+                yield number
+
+    def leave(self, renamed: Mapping[int, Workload], tables: Tables) -> set[int]:
+        """Have the counters of cgroups stay with what they were shown as; return which find no room there."""
+        filled, _ = _rows(tables, renamed, self._label_sets)
+        staying = renamed.keys() & filled.keys()
+        with self._writing("what is named otherwise keeps its name"):
+            for number in list(staying):
+                if self._fold(filled[number], renamed[number], living=True, left=self._clock()) is None:
+                    staying.discard(number)
+        return staying
 
     def begin_anew(
-        self, noted: Mapping[int, NotedCgroup], shown: dict[int, Workload], tables: Tables
+        self,
+        noted: Mapping[int, NotedCgroup],
+        shown: dict[int, Workload],
+        tables: Tables,
+        name_of: Callable[[int, str], Workload],
     ) -> bool:
         """See to it that no counter goes on whose sums have ended; return whether others are to be read anew.
 
         A label set that has a cgroup again when it had to end may have lost some of its sums before, so all
         end. Cgroups' sums that were not kept have not been shown since: those with path are not told of yet.
-        Without memory to write that down they would begin anew each time: they leave *shown*.
+        Without memory to write that down they would begin anew each time: they leave *shown*. *name_of* has
+        what a cgroup was shown as, by its id and path.
         """
         ended = {number: each for number, each in noted.items() if each.removed == ENDED and each.path}
         back = [number for number, each in self._label_sets.items() if number in shown and not each.seen]
@@ -120,7 +146,8 @@ class Retirement:
             filled, _ = _rows(tables, (), shown.keys() - set(back))
             for number in back:
                 self._retire(filled[number])
-        late = {workload_of(each.path) for each in ended.values()} | {shown[number] for number in back}
+        late = {name_of(number, each.path) for number, each in ended.items()}
+        late |= {shown[number] for number in back}
         if not late:
             return False
         self._end_births(late)
@@ -128,7 +155,7 @@ class Retirement:
             for number, each in ended.items():
                 self._datapath.cgroups.end(number, each._replace(path=""))
             for number in back:
-                self._note_seen(number, self._clock())
+                self._note(number, seen=self._clock())
             late = set()
         for number in [number for number, workload in shown.items() if workload in late]:
             del shown[number]
@@ -192,7 +219,9 @@ class Retirement:
             self._make_room(without_room, hidden & self._label_sets.keys(), filled, empty, noted, shown)
             for number in self._label_sets.keys() & shown.keys():
                 if now - self._label_sets[number].seen >= HOUR:
-                    self._note_seen(number, now)
+                    self._note(number, seen=now)
+            for number in list(self._have_left()):
+                self._note(number, left=0)
         return over
 
     @contextmanager
@@ -259,7 +288,7 @@ class Retirement:
         """Write down that a label set ends, before its sums do; return whether there was memory for it."""
         try:
             if self._label_sets[number].seen:
-                self._note_seen(number, 0)
+                self._note(number, seen=0)
         except OSError:
             return False
         return True
@@ -289,10 +318,13 @@ class Retirement:
         results = ((number, self._fold(filled[number], shown[number])) for number in due)
         return {number: full for number, full in results if full is not None}
 
-    def _fold(self, rows: Rows, workload: Workload, *, retire: bool = False) -> set[str] | None:
+    def _fold(
+        self, rows: Rows, workload: Workload, *, retire: bool = False, living: bool = False, left: int = 0
+    ) -> set[str] | None:
         """Move a cgroup's sums to its label set's; with *retire* those for which there is no room end.
 
-        Return None, or if it stays as it is the maps that are full; none if there is no memory.
+        Of a *living* one only counters; *left* is when it got another name. Return None, or if it stays as it
+        is the maps that are full; none if there is no memory.
         """
         label_set = label_set_id(workload)
         new = label_set not in self._label_sets
@@ -308,12 +340,17 @@ class Retirement:
         if full and not retire:
             return full
         if new:
-            made = KeptLabelSet(self._clock(), workload)
+            made = KeptLabelSet(self._clock(), 0, workload)
             if not self._datapath.label_sets.make(label_set, made):
                 return set()
             self._label_sets[label_set] = made
+        if left:
+            self._note(label_set, left=left)
         for sums, key, target in moves:
-            sums.move(key, target)
+            if living:
+                sums.move_counters(key, target)
+            else:
+                sums.move(key, target)
         return None
 
     def _fits(self, workload: Workload) -> bool:
@@ -353,7 +390,7 @@ class Retirement:
             for table in tables:
                 while oldest[table]:
                     if (number := oldest[table].pop()) not in ending:
-                        self._note_seen(number, 0)
+                        self._note(number, seen=0)
                         ending.add(number)
                         return True
             return False
@@ -374,8 +411,11 @@ class Retirement:
                 else:
                     self._fold(filled[number], workload, retire=True)
 
-    def _note_seen(self, label_set: int, seen: int) -> None:
-        noted = self._label_sets[label_set]._replace(seen=seen)
+    def _note(self, label_set: int, *, seen: int | None = None, left: int | None = None) -> None:
+        each = self._label_sets[label_set]
+        noted = each._replace(
+            seen=each.seen if seen is None else seen, left=each.left if left is None else left
+        )
         self._datapath.label_sets.update(label_set, noted)
         self._label_sets[label_set] = noted
 

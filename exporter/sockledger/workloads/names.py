@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -51,9 +52,11 @@ class CgroupNotes(Protocol):
 class Names:
     """Workloads by cgroup id, as noted in the kernel. A cgroup keeps the name that it had first."""
 
-    def __init__(self, root: CgroupRoot, notes: CgroupNotes) -> None:
+    def __init__(self, root: CgroupRoot, notes: CgroupNotes, rules: Sequence[re.Pattern[str]] = ()) -> None:
+        """*rules* are users' own, as `workload_of` takes them."""
         self._root = root
         self._notes = notes
+        self._rules = rules
         self._paths: dict[int, str] = {}
         self._workloads: dict[str, Workload] = {}  # by path: each is looked at once
 
@@ -84,8 +87,12 @@ class Names:
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
         known = self._workloads
-        self._workloads = {path: known.get(path) or workload_of(path) for path in set(paths.values())}
+        self._workloads = {path: known.get(path) or self.of_path(path) for path in set(paths.values())}
         return {cgroup_id: self._workloads[path] for cgroup_id, path in paths.items()}
+
+    def of_path(self, path: str) -> Workload:
+        """Return what a cgroup of this path is called."""
+        return workload_of(path, self._rules)
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""
@@ -98,17 +105,20 @@ class Names:
             self._notes.note(cgroup_id, path, now) or self._notes.note(cgroup_id, "", now)
 
 
-def workload_of(path: str) -> Workload:
+def workload_of(path: str, rules: Sequence[re.Pattern[str]] = ()) -> Workload:
     """Return the workload of a cgroup, by its path below the root; empty: nobody knows it.
 
-    The path is its name where it says nothing better.
+    The first of *rules* that is found in the path names it by its groups, which are called as labels. Where
+    nothing better names it, the path does.
     """
     if not path:
         return UNKNOWN
-    found = identify(path)
-    workload = Workload(
-        pod=found.pod_uid,
-        container=found.container or found.container_id[:_ID_CHARACTERS],
-        unit=found.unit,
-    )
+    for rule in rules:
+        if match := rule.search(path):
+            workload = Workload(**{name: text or "" for name, text in match.groupdict().items()})
+            break
+    else:
+        found = identify(path)
+        container = found.container or found.container_id[:_ID_CHARACTERS]
+        workload = Workload(pod=found.pod_uid, container=container, unit=found.unit)
     return Workload(*map(label_value, workload if any(workload) else Workload(cgroup=path)))

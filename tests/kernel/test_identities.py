@@ -1,0 +1,284 @@
+"""Who is named otherwise leaves what he has counted to the name that he had, and begins anew at 0."""
+
+import errno
+import os
+import re
+from collections import Counter
+from itertools import count
+
+import pytest
+from tests.daemon.support import Page
+from tests.kernel.machine import Cgroup, Netns, new_cgroup
+from tests.kernel.tcp import Ends, deaf_socket
+from tests.kernel.test_gone import (
+    GONE,
+    SECOND,
+    Clock,
+    Killed,
+    assert_balanced,
+    attached,
+    entries,
+    fold,
+    killed_at,
+    ledger_of,
+    released,
+    send,
+    sent,
+)
+from tests.scrapes import Scrapes
+
+from sockledger.collectors.registry import COLLECTORS, Registry
+from sockledger.exposition import text
+from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.meters import Meters
+from sockledger.kernel.noted import CgroupLabels
+from sockledger.kernel.shown import ShownMap
+from sockledger.ledger.births import Births
+from sockledger.ledger.ledger import Ledger
+from sockledger.workloads.names import Workload
+
+NO_RULE = ""
+AS_UNIT = r"/(?P<unit>\w+)$"
+TOGETHER = r"^/(?P<container>.)"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+class Daemons:
+    """One after another over the same maps, each with a rule of its own, and a scraper of all."""
+
+    def __init__(self, path: DataPath, below: CgroupRoot, clock: Clock) -> None:
+        self._path, self._below, self._clock = path, below, clock
+        self._scrapes = Scrapes()
+
+    def begin(self, rule: str) -> None:
+        path = self._path
+        self._births = Births(ShownMap(path.maps["shown"]), clock=self._clock)
+        self.ledger = Ledger(
+            path,
+            self._below,
+            Meters((), self._below, path),
+            gone=GONE,
+            rules=[re.compile(rule)] if rule else (),
+            births=self._births,
+            clock=self._clock,
+        )
+        self._registry = Registry(COLLECTORS, self.ledger, self._births)
+
+    def scrape(self, pages: int = 2) -> Page:
+        """Each page is of a flush of its own; the last has all values."""
+        for _ in range(pages):
+            self.ledger.flush()
+            self._births.let_go(self.ledger.books.workloads)
+            families = self._registry.collect()
+            newest = self._births.newest
+            page = text.render(families, seen=self._births.scrapers.seen_by("one"), openmetrics=False)
+            self._scrapes.take("one", page.decode())
+            self._births.note_page("one", newest, self.ledger.books.began)
+        return Page(page.decode())
+
+    def increases(self, name: str) -> dict[str, int]:
+        """Return what the scraper has seen of a counter, by the label that names a workload."""
+        found: Counter[str] = Counter()
+        page = Page(self._scrapes.increases("one"))
+        for (counter, labels), value in page.samples.items():
+            if counter == f"sockledger_{name}_total":
+                of = dict(labels)
+                found[of["unit"] or of["container"] or of["cgroup"]] += int(value)
+        return dict(+found)
+
+
+def test_counters_stay_and_gauges_go(below: CgroupRoot, ends: Ends, clock: Clock) -> None:
+    """Of all that is counted."""
+    with attached(below) as path:
+        daemons = Daemons(path, below, clock)
+        daemons.begin(NO_RULE)
+        pairs = ends.pairs(3)
+        for pair in pairs:
+            pair.exchange(1000, 3000)
+        deaf_socket(ends)  # five drops
+        before = daemons.scrape()
+        daemons.begin(AS_UNIT)
+        after = daemons.scrape()
+        for name in ("/client", "/server"):
+            old, new = {"cgroup": name, "unit": ""}, {"cgroup": "", "unit": name[1:]}
+            counted = [
+                (sample, labels)
+                for sample, labels in before.samples
+                if old.items() <= dict(labels).items()
+                and sample.endswith("_total")
+                and "listen_drops" not in sample  # the 0 of a listener goes with it
+            ]
+            assert len(counted) >= 20
+            for sample, labels in counted:
+                assert after.samples[sample, labels] == before.samples[sample, labels]
+                assert not any(after.values(sample, **new))
+            role = "active" if name == "/client" else "passive"
+            for of, now in ((old, 0), (new, 3)):
+                assert after.values("sockledger_tcp_connections", role=role, **of) == [now]
+                assert sum(after.values("sockledger_tcp_sockets", state="established", **of)) == now
+        assert before.sum("udp_receive_drops_total", cgroup="/server") == 5
+        for pair in pairs:
+            pair.exchange(1000, 3000)
+        deaf_socket(ends)
+        page = daemons.scrape()
+        assert page.sum("tcp_acked_bytes_total", unit="client") == 3000
+        assert page.sum("tcp_received_bytes_total", unit="client") == 9000
+        assert page.sum("udp_receive_drops_total", unit="server") == 5
+        assert page.sum("udp_receive_drops_total", cgroup="/server") == 5
+        for pair in pairs:
+            pair.client.close()
+            pair.server.close()
+        page = daemons.scrape()
+        assert page.sum("tcp_connections") == 0
+        assert page.sum("tcp_connections_opened_total", role="active") == 3
+        assert page.sum("tcp_connections_closed_total", role="active") == 3
+        assert_balanced(path, below)
+
+
+def test_killed_at_any_call(
+    parent: Cgroup,
+    below: CgroupRoot,
+    client: Cgroup,
+    server: Cgroup,
+    netns: Netns,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever rule the next daemon has: the scraper gets each byte once, and sees no counter fall."""
+    rules = (NO_RULE, AS_UNIT, TOGETHER)
+    with attached(below) as path, new_cgroup(parent.path, "cell") as cell:
+        daemons = Daemons(path, below, clock)
+        daemons.begin(NO_RULE)
+        total = now = 0
+        killed = True
+        for call in count():
+            if not killed:
+                break
+            for cgroup in (client, server, cell):
+                total += send(netns, cgroup, 1 + call)
+            daemons.scrape()
+            total += send(netns, client, 1)
+            daemons.begin(rules[(now + 1) % 3])
+            try:
+                with killed_at(monkeypatch, call):
+                    daemons.scrape(1)
+                    killed = False
+            except Killed:
+                now = (now + call // 2) % 3  # the one before, the killed one, the third
+                daemons.begin(rules[now])
+            daemons.scrape()
+            assert sum(daemons.increases("transmit_bytes").values()) == total
+        assert call > 15
+        names = daemons.increases("transmit_bytes").keys()
+        assert names == {"client", "server", "cell", "c", "s", "/client", "/server", "/cell"}
+        assert_balanced(path, below)
+
+
+def test_no_room_for_the_name_before(
+    parent: Cgroup, below: CgroupRoot, client: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """It is kept, and all goes on, until there is room."""
+    with attached(below, label_sets=1) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "gone") as cgroup:
+            send(netns, cgroup)
+        released(path, 1)
+        ledger.flush()
+        fold(ledger, clock)
+        assert len(path.label_sets.all()) == 1
+        daemons = Daemons(path, below, clock)
+        daemons.begin(NO_RULE)
+        truth = send(netns, client)
+        daemons.scrape()
+        daemons.begin(AS_UNIT)
+        truth += send(netns, client)
+        daemons.scrape()
+        assert daemons.increases("transmit_bytes") == {"/client": truth}
+        clock.ahead += 25 * 3600 * 10**9  # the other's label set ends
+        daemons.scrape(4)
+        later = send(netns, client, 3)
+        daemons.scrape()
+        assert daemons.increases("transmit_bytes") == {"/client": truth, "client": later}
+        assert_balanced(path, below)
+
+
+def test_one_that_is_gone(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """It is shown on under the name that it had, and nothing is left of it."""
+    with attached(below) as path:
+        before = entries(path)
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "job") as cgroup:
+            truth = send(netns, cgroup)
+            ledger.flush()
+        released(path, 1)
+        daemons = Daemons(path, below, clock)
+        daemons.begin(AS_UNIT)
+        daemons.scrape()
+        assert sent(daemons.ledger) == {"/job": truth}
+        assert path.cgroup_labels.all().keys() <= path.cgroups.all().keys()
+        fold(daemons.ledger, clock)
+        assert sent(daemons.ledger) == {}
+        assert not path.cgroups.all()
+        clock.ahead += 25 * 3600 * 10**9
+        for _ in range(3):
+            daemons.ledger.flush()
+        after = entries(path)
+        assert {name: number for name, number in after.items() if name != "shown"} == {
+            name: number for name, number in before.items() if name != "shown"
+        }
+        assert not path.cgroup_labels.all()
+        assert_balanced(path, below)
+
+
+def test_shown_for_a_while(
+    parent: Cgroup, below: CgroupRoot, client: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """Until all scrapers have seen the last of it."""
+    with attached(below) as path:
+        daemons = Daemons(path, below, clock)
+        daemons.begin(NO_RULE)
+        truth = send(netns, client)
+        daemons.scrape()
+        daemons.begin(AS_UNIT)
+        for ahead in (0, GONE // 2, GONE // 3):
+            clock.ahead += int(ahead) * SECOND
+            assert daemons.scrape(1).sum("transmit_bytes_total", cgroup="/client") == truth
+        fold(daemons.ledger, clock)
+        assert sent(daemons.ledger) == {"": 0}
+
+
+def test_no_memory_to_note_a_name(
+    parent: Cgroup,
+    below: CgroupRoot,
+    client: Cgroup,
+    netns: Netns,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is shown all the same, and noted when there is some."""
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+
+        def short_of_memory(*_: object) -> None:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        with monkeypatch.context() as short:
+            short.setattr(CgroupLabels, "note", short_of_memory)
+            truth = {"/client": send(netns, client)}
+            with new_cgroup(parent.path, "job") as cgroup:
+                truth["/job"] = send(netns, cgroup)
+            released(path, 1)
+            ledger.flush()
+            assert sent(ledger) == truth
+            fold(ledger, clock)
+            assert path.cgroups.all().keys() == {client.id}
+            assert not path.cgroup_labels.all()
+        ledger.flush()
+        assert path.cgroup_labels.all() == {client.id: Workload(cgroup="/client")}
+        assert caplog.text.count("not noted what all cgroups are shown as") == 1
