@@ -99,5 +99,7 @@ def test_killed_at_any_moment(place: Surroundings, netns: Netns) -> None:
         assert page.sum("tcp_connections_opened_total") - page.sum("tcp_connections_closed_total") == (
             2 * PAIRS * CGROUPS
         )
-        assert page.sum("lost_updates_total") == 0
+        reasons = page.labels("lost_updates_total", "reason")
+        lost = {reason: page.sum("lost_updates_total", reason=reason) for reason in reasons}
+        assert not any(lost.values()), lost
         assert counted(page) == truth
