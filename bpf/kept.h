@@ -36,7 +36,7 @@ struct {
 	__type(value, struct label_set);
 } label_sets SEC(".maps");
 
-/* What a cgroup is shown as: named otherwise, it leaves its sums there. */
+/* What a cgroup is shown as: named otherwise, it leaves its counters there. */
 struct cgroup_labels {
 	char labels[LABELS_BYTES];
 };

@@ -366,7 +366,7 @@ _CONFIG = _Section(
                             "match": _Value(
                                 _rule,
                                 f"a regular expression with groups called {', '.join(_RULE_LABELS)}, such as "
-                                "/(?P<container>job_[0-9]+)/",
+                                "^/jobs/(?P<container>[0-9]+)",
                             )
                         },
                         required=("match",),

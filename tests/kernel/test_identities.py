@@ -4,12 +4,13 @@ import errno
 import os
 import re
 from collections import Counter
+from contextlib import ExitStack
 from itertools import count
 
 import pytest
 from tests.daemon.support import Page
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
-from tests.kernel.tcp import Ends, deaf_socket
+from tests.kernel.tcp import Ends, deaf_socket, new_ends, reset
 from tests.kernel.test_gone import (
     GONE,
     SECOND,
@@ -250,6 +251,60 @@ def test_shown_for_a_while(
             assert daemons.scrape(1).sum("transmit_bytes_total", cgroup="/client") == truth
         fold(daemons.ledger, clock)
         assert sent(daemons.ledger) == {"": 0}
+
+
+def test_the_root_itself(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    with attached(below) as path:
+        daemons = Daemons(path, below, clock)
+        daemons.begin(NO_RULE)
+        first = send(netns, parent)
+        daemons.scrape()
+        daemons.begin("^(?P<container>/)$")
+        daemons.scrape()
+        assert daemons.increases("transmit_bytes") == {"/": first}
+        second = send(netns, parent, 3)
+        assert daemons.scrape().sum("transmit_bytes_total", container="/") == second
+
+
+def test_a_label_that_is_too_long(
+    parent: Cgroup, below: CgroupRoot, client: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """It keeps nobody else's from being noted."""
+    with attached(below) as path:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "\udcff" * 120) as odd:
+            for cgroup in (odd, client):
+                send(netns, cgroup)
+            ledger.flush()
+            assert path.cgroup_labels.all() == {client.id: Workload(cgroup="/client")}
+        released(path, 1)
+        fold(ledger, clock)
+        assert path.cgroups.all().keys() == {client.id}
+
+
+def test_connections_that_outlive_their_cgroup(
+    parent: Cgroup, below: CgroupRoot, client: Cgroup, server: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """Some of what it counts is its label set's already: it keeps its name."""
+    with attached(below) as path, ExitStack() as stack:
+        ledger = ledger_of(path, below, clock)
+        with new_cgroup(parent.path, "job") as job:
+            [pair] = stack.enter_context(new_ends(job, server, netns)).pairs(1)
+        stack.enter_context(new_ends(client, server, netns)).pairs(3)
+        ledger.flush()
+        fold(ledger, clock)
+        daemons = Daemons(path, below, clock)
+        daemons.begin(TOGETHER)
+        daemons.scrape()
+        reset(pair.client)
+        page = daemons.scrape()
+        assert page.sum("tcp_connections", role="active", container="c") == 3
+        daemons.begin(NO_RULE)
+        again = stack.enter_context(new_cgroup(parent.path, "job"))
+        send(netns, again)
+        page = daemons.scrape()
+        assert page.sum("tcp_connections", cgroup="/job") == page.sum("tcp_sockets", cgroup="/job") == 0
+        assert page.sum("tcp_connections", role="active", cgroup="/client") == 3
 
 
 def test_no_memory_to_note_a_name(

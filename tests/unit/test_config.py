@@ -18,7 +18,7 @@ CGROUPS = "a whole number from 1 to 1000000"
 SOCKETS = "a whole number from 1 to 10000000"
 MATCH = (
     "a regular expression with groups called namespace, pod, container, unit, "
-    "such as /(?P<container>job_[0-9]+)/"
+    "such as ^/jobs/(?P<container>[0-9]+)"
 )
 SECTIONS = "attach, flush, limits, persist, workloads"
 ROOT = f"the keys {SECTIONS}"

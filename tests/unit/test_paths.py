@@ -139,6 +139,7 @@ LAYOUTS: dict[str, dict[str, Identity]] = {
         f"/{USER}/user.slice/libpod-{ID}.scope/container": container("podman"),
         f"/libpod_parent/libpod-{ID}": container("podman"),
         f"/libpod_parent/{OTHER}/libpod-{ID}": container("podman"),
+        f"/my/parent/{OTHER}/libpod-{ID}": container("podman"),
         f"/machine.slice/libpod-conmon-{ID}.scope": unit(f"libpod-conmon-{ID}.scope"),
         f"/machine.slice/libpod-{ID}.scope/container/system.slice/nginx.service": container(
             "podman"
@@ -163,6 +164,7 @@ LAYOUTS: dict[str, dict[str, Identity]] = {
         "/lxc/web1/payload": named("lxc", "web1"),
         "/lxc/web1/monitor": NOTHING,
         "/lxc.monitor.web1": NOTHING,
+        f"/lxc/web1/monitor/docker/{ID}": named("lxc", "web1"),
         f"/{USER}/app.slice/lxc-web1-0.scope/init": named("lxc", "web1"),
         "/lxc.payload.web1/system.slice/nginx.service": named("lxc", "web1")._replace(unit="nginx.service"),
         f"/lxc.payload.web1/system.slice/docker-{ID}.scope": named("lxc", "web1")._replace(
@@ -196,6 +198,9 @@ LAYOUTS: dict[str, dict[str, Identity]] = {
         "/a.slice/a-b.slice/foo.service": unit("foo.service"),
         "/system.slice/foo.service/payload/deeper": unit("foo.service"),
         "/system.slice/foo.service/bar.service": unit("foo.service"),
+        "/system.slice/foo.service/default/worker": unit("foo.service"),
+        "/system.slice/lxc/foo.service": unit("system.slice"),
+        "/system.slice/foo@a:lxc.payload.web1.service": unit("foo@a:lxc.payload.web1.service"),
         "/init.scope": unit("init.scope"),
         "/system.slice": unit("system.slice"),
         f"/system.slice/var-lib-docker-overlay2-{ID}-merged.mount": unit(

@@ -265,7 +265,7 @@ def _rows(totals: Sums, labels: Labels) -> Iterable[_Row]:
         label = (("role", role),)
         # where all connects fail there is a 0 to divide by
         failed = chain(*reasons.values()) if role == "active" else ()
-        shown_by = (opened, open_now, *failed)
+        shown_by = (opened, closed, open_now, *failed)
         gauge = CONNECTIONS, partial(_at_least_0, open_now)
         yield _Row(label, ((OPENED, itemgetter(opened)), (CLOSED, itemgetter(closed)), gauge), shown_by)
     for number, state in STATES.items():

@@ -148,8 +148,8 @@ class DataPath:
             elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_")):
                 program.set_autoload(self._counts(name.removeprefix("sl_")))
         self.maps["sockets"].max_entries = sockets
-        for name in ("cgroups", "cgroup_labels"):
-            self.maps[name].max_entries = _room(pins, name, cgroups)
+        self.maps["cgroups"].max_entries = _room(pins, "cgroups", cgroups)
+        self.maps["cgroup_labels"].max_entries = _room(pins, "cgroup_labels", cgroups + 1)  # the root's, too
         room = _room(pins, "label_sets", label_sets)
         self.maps["label_sets"].max_entries = max(room, 1)
         rows = cgroups + room

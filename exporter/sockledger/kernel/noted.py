@@ -1,9 +1,9 @@
 """What is noted beside sums: cgroups by id, and label sets that sums of gone cgroups are kept for."""
 
-import errno
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
@@ -155,19 +155,19 @@ class CgroupLabels:
         found = {}
         for keys, values in self._table.batches():
             for number, (cgroup_id,) in enumerate(self._key.iter_unpack(keys)):
-                found[cgroup_id] = _split(values[number * self._bytes :][: self._bytes])
+                found[cgroup_id] = _split(values[number * self._bytes : (number + 1) * self._bytes])
         return found
 
     def note(self, cgroup_id: int, labels: tuple[str, ...]) -> None:
-        """Note what a cgroup is shown as; OSError if there is no room, or it is too long."""
+        """Note what a cgroup is shown as, unless that is too long; OSError if there is no memory."""
         joined = _joined(labels)
-        if len(joined) > self._bytes:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        self._table.update(self._key.pack(cgroup_id), joined.ljust(self._bytes, b"\0"))
+        if len(joined) <= self._bytes:
+            self._table.update(self._key.pack(cgroup_id), joined.ljust(self._bytes, b"\0"))
 
     def forget(self, cgroup_id: int) -> None:
-        """Delete a cgroup."""
-        self._table.delete(self._key.pack(cgroup_id))
+        """Delete a cgroup, if it is there."""
+        with suppress(FileNotFoundError):
+            self._table.delete(self._key.pack(cgroup_id))
 
 
 def _joined(labels: tuple[str, ...]) -> bytes:

@@ -20,8 +20,9 @@ Leave = Callable[[Mapping[int, Workload]], set[int]]
 class Identities:
     """The names in force, by cgroup id."""
 
-    def __init__(self, labels: CgroupLabels) -> None:
+    def __init__(self, labels: CgroupLabels, root_id: int) -> None:
         self._labels = labels
+        self._root = {root_id}  # is not noted, and has a name all the same
         self._known = {number: Workload._make(each) for number, each in labels.all().items()}
         self._unwritten: set[int] = set()
         self._stuck = False
@@ -39,13 +40,16 @@ class Identities:
         """Return what each of the cgroups *named* is shown as, and whether any has left its counters.
 
         That is their name, but where there is no room to leave what they have counted: then the one before.
+        Who is removed keeps that in any case: some of what he counts may be there already.
         """
-        for number in self._known.keys() - noted.keys():
-            if number not in self._unwritten:
-                self._labels.forget(number)
+        for number in self._known.keys() - noted.keys() - self._root:
+            self._labels.forget(number)
             self._unwritten.discard(number)
             del self._known[number]
-        new = {number for number in named.keys() & noted.keys() if self._known.get(number) != named[number]}
+        removed = {number for number in self._known.keys() & noted.keys() if noted[number].removed}
+        named = {**named, **{number: self._known[number] for number in named.keys() & removed}}
+        lasting = named.keys() & (noted.keys() | self._root)
+        new = {number for number in lasting if self._known.get(number) != named[number]}
         renamed = {number: self._known[number] for number in new & self._known.keys()}
         staying = leave(renamed) if renamed else set()
         for number in new - staying:
@@ -57,8 +61,7 @@ class Identities:
     def _write(self) -> None:
         """Write down names before they are shown; without memory for it another time."""
         try:
-            while self._unwritten:
-                number = next(iter(self._unwritten))
+            for number in list(self._unwritten):
                 self._labels.note(number, self._known[number])
                 self._unwritten.discard(number)
         except OSError as error:

@@ -108,7 +108,7 @@ class Ledger:
         self._root = root
         self._meters = meters
         self._names = Names(root, datapath.cgroups, rules)
-        self._identities = Identities(datapath.cgroup_labels)
+        self._identities = Identities(datapath.cgroup_labels, root.id)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
         self._lost = datapath.lost_before

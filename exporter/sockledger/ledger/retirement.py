@@ -83,6 +83,7 @@ class Retirement:
         # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
         self._changes: dict[int, tuple[Rows, int]] = {}
         self._stuck: set[str] = set()  # what could not be written the last time
+        self._names_stay = False
 
     @property
     def label_sets(self) -> Collection[KeptLabelSet]:
@@ -124,6 +125,13 @@ class Retirement:
             for number in list(staying):
                 if self._fold(filled[number], renamed[number], living=True, left=self._clock()) is None:
                     staying.discard(number)
+        if staying and not self._names_stay:
+            logger.warning(
+                "no room for what cgroups have counted under names of before, which they keep: raise "
+                "limits.label_sets",
+                extra={"cgroups": len(staying)},
+            )
+        self._names_stay = bool(staying)
         return staying
 
     def begin_anew(

@@ -23,11 +23,12 @@ class Identity(NamedTuple):
 
 _END = "(?=/|$)"
 _ID = "[0-9a-f]{64}"
+_TOP = "(?<=^/)"  # such a name may be anything's further down
 _BUILDKIT = "buildkit"
 
 
 def _compiled(runtime: str, *patterns: str) -> list[tuple[str, re.Pattern[str]]]:
-    return [(runtime, re.compile(f"[/:](?:{pattern}){_END}")) for pattern in patterns]
+    return [(runtime, re.compile(f"/(?:{pattern}){_END}")) for pattern in patterns]
 
 
 # kubelet: pkg/kubelet/cm/cgroup_manager_linux.go (ToSystemd) and helpers_linux.go (GetPodCgroupNameSuffix).
@@ -47,8 +48,8 @@ _IN_POD = [
     *_compiled("cri-o", f"crio-(?P<id>{_ID})(?:\\.scope)?(?:/container)?"),
     *_compiled("docker", f"docker-(?P<id>{_ID})\\.scope(?:/container)?"),
     *_compiled("", f"(?:kata_)?(?P<id>{_ID})"),
-    *_compiled("containerd", f"cri-containerd:(?P<id>{_ID})"),
-    *_compiled("cri-o", f"crio:(?P<id>{_ID})"),
+    ("containerd", re.compile(f":cri-containerd:(?P<id>{_ID}){_END}")),
+    ("cri-o", re.compile(f":crio:(?P<id>{_ID}){_END}")),
 ]
 
 _CONTAINERS = [
@@ -58,13 +59,15 @@ _CONTAINERS = [
     # (each has an id of its own, that nobody ever sees)
     *_compiled(_BUILDKIT, r"docker-[0-9a-z]{25}\.scope(?:/container)?", r"(?:docker/)?buildkit/[0-9a-z]{25}"),
     # podman libpod/container_internal_linux.go (getOCICgroupPath); of a Quadlet the unit is the better name
-    *_compiled("podman", f"(?:libpod_parent/{_ID}/)?libpod-(?P<id>{_ID})(?:\\.scope)?(?:/container)?"),
+    *_compiled("podman", f"(?:{_ID}/)?libpod-(?P<id>{_ID})(?:\\.scope)?(?:/container)?"),
     # nerdctl pkg/cmd/container/run_cgroup_linux.go; containerd pkg/oci/spec.go: the client's namespace and id
     *_compiled(
         "containerd", f"nerdctl-(?P<id>{_ID})\\.scope(?:/container)?", f"cri-containerd-(?P<id>{_ID})\\.scope"
     ),
     *_compiled(
-        "containerd", f"(?:default|k8s\\.io)/(?P<id>{_ID})", r"default/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)"
+        "containerd",
+        f"(?:default|k8s\\.io)/(?P<id>{_ID})",
+        _TOP + r"default/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)",
     ),
     *_compiled("cri-o", f"crio-(?P<id>{_ID})\\.scope(?:/container)?", f"crio/crio-(?P<id>{_ID})"),
     # runc specconv/spec_linux.go, crun cgroup-systemd.c: who is told of no path
@@ -73,7 +76,7 @@ _CONTAINERS = [
     *_compiled("", f"(?P<id>{_ID})"),
     # lxc cgroups/cgfsng.c; Incus' projects (internal/server/project); Proxmox' lxc/VMID/ns (PVE/LXC.pm)
     *_compiled(
-        "lxc", r"lxc\.payload[./](?P<name>[^/]+)", r"lxc/(?P<name>[^/]+)(?:/payload|/ns)?(?!/monitor)"
+        "lxc", r"lxc\.payload[./](?P<name>[^/]+)", _TOP + r"lxc/(?P<name>[^/]+)(?:/payload|/ns)?(?!/monitor$)"
     ),
     *_compiled("lxc", r"lxc-(?P<name>[^/]+)-[0-9]+\.scope"),
     # systemd-nspawn, with a unit of its own or with machined's (machine_start_scope)
