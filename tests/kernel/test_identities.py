@@ -272,12 +272,13 @@ def test_a_label_that_is_too_long(
     """It keeps nobody else's from being noted."""
     with attached(below) as path:
         ledger = ledger_of(path, below, clock)
-        with new_cgroup(parent.path, "\udcff" * 120) as odd:
-            for cgroup in (odd, client):
+        with new_cgroup(parent.path, "\udcff" * 120) as odd, new_cgroup(parent.path, "late") as late:
+            for cgroup in (odd, client, late):
                 send(netns, cgroup)
             ledger.flush()
-            assert path.cgroup_labels.all() == {client.id: Workload(cgroup="/client")}
-        released(path, 1)
+            named = {client.id: Workload(cgroup="/client"), late.id: Workload(cgroup="/late")}
+            assert path.cgroup_labels.all() == named
+        released(path, 2)
         fold(ledger, clock)
         assert path.cgroups.all().keys() == {client.id}
 
