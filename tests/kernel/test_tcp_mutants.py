@@ -184,12 +184,12 @@ SILENT = (
     at(ASKED, f"if (true || {ASKED[4:]}", "tcp_hooks.h"),
 )
 
-COUNT_OPENED = """static __noinline int count_opened(struct tcp_socket *s)
+COUNT_OPENED = """static __noinline int count_opened_now(struct tcp_socket *s)
 {
 	struct tcp_totals *t = tcp_totals_of(s->cgroup_id);
 
 	if (t)
-		add_to(t->opened, s->role, ROLES, 1);
+		count_opened(t, s->role);
 	return 0;
 }
 
@@ -202,7 +202,7 @@ MUTANTS = {
             at(
                 "	BRANCH(TCP_ADOPTED);\n",
                 "	BRANCH(TCP_ADOPTED);\n	s->phase = s->phase == FOUND ? OPEN : s->phase;\n"
-                "	count_opened(s);\n",
+                "	count_opened_now(s);\n",
             ),
             at("static __noinline int adopt(", f"{COUNT_OPENED}static __noinline int adopt("),
         ),
