@@ -743,7 +743,10 @@ def test_no_memory_for_what_is_gone(
                     for _ in range(2):
                         fold(ledger, clock)
                         assert sent(ledger) == truth
-                assert [each.message for each in caplog.records] == ["what is gone is shown longer"]
+                # there may be none for the newest names, either
+                said = {each.message for each in caplog.records if "shown as" not in each.message}
+                assert said == {"what is gone is shown longer"}
+                assert len(caplog.records) <= 2
                 del truth["/b"]
                 eventually(lambda: shown_by(ledger) == truth, "folded")
                 assert {each.labels[-1] for each in path.label_sets.all().values()} == {"/a", "/b"}
