@@ -833,6 +833,27 @@ def test_memory_is_back_at_the_start(parent: Cgroup, below: CgroupRoot, netns: N
 # ---- back before its sums have ended
 
 
+class Daemon:
+    """A ledger with all that shows it, to a scraper called one."""
+
+    def __init__(
+        self, path: DataPath, below: CgroupRoot, clock: Clock, rules: Sequence[re.Pattern[str]] = ()
+    ) -> None:
+        self._births = Births(ShownMap(path.maps["shown"]), clock=clock)
+        meters = Meters((), below, path)
+        self.ledger = Ledger(path, below, meters, gone=GONE, rules=rules, births=self._births, clock=clock)
+        self._registry = Registry(COLLECTORS, self.ledger, self._births)
+
+    def page(self) -> str:
+        """Return a page of a flush of its own, as the scraper gets it."""
+        self.ledger.flush()
+        self._births.let_go(self.ledger.books.workloads)
+        families = self._registry.collect()
+        page = text.render(families, seen=self._births.scrapers.seen_by("one"), openmetrics=False)
+        self._births.note_page("one", self._births.newest, self.ledger.books.began)
+        return page.decode()
+
+
 class Daemons:
     """One after the other over the same maps, and a scraper that adds up as PromQL's increase() does."""
 
@@ -847,23 +868,13 @@ class Daemons:
 
     def begin(self) -> None:
         """All that is gone is due at once from then on."""
-        path = self._path
-        self._births = Births(ShownMap(path.maps["shown"]), clock=self._clock)
-        meters = Meters((), self._below, path)
-        self._ledger = Ledger(path, self._below, meters, gone=GONE, births=self._births, clock=self._clock)
-        self._registry = Registry(COLLECTORS, self._ledger, self._births)
+        self._daemon = Daemon(self._path, self._below, self._clock)
         self._clock.ahead += LONG_ENOUGH
 
     def scrape(self, pages: int) -> None:
         """Each page is of a flush of its own."""
         for _ in range(pages):
-            self._ledger.flush()
-            self._births.let_go(self._ledger.books.workloads)
-            families = self._registry.collect()
-            page = text.render(families, seen=self._births.scrapers.seen_by("one"), openmetrics=False)
-            newest = self._births.newest
-            self._take(page.decode())
-            self._births.note_page("one", newest, self._ledger.books.began)
+            self._take(self._daemon.page())
 
     def killed(self, monkeypatch: pytest.MonkeyPatch, call: int, pages: int) -> bool:
         """The same, killed at one of its calls; returns whether it makes so many. Another begins then."""

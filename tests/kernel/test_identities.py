@@ -12,9 +12,11 @@ from tests.daemon.support import Page
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.kernel.tcp import Ends, deaf_socket, new_ends, reset
 from tests.kernel.test_gone import (
+    DAY,
     GONE,
     SECOND,
     Clock,
+    Daemon,
     Killed,
     assert_balanced,
     attached,
@@ -28,14 +30,9 @@ from tests.kernel.test_gone import (
 )
 from tests.scrapes import Scrapes
 
-from sockledger.collectors.registry import COLLECTORS, Registry
-from sockledger.exposition import text
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
-from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import CgroupLabels
-from sockledger.kernel.shown import ShownMap
-from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.workloads.names import Workload
 
@@ -57,30 +54,19 @@ class Daemons:
         self._scrapes = Scrapes()
 
     def begin(self, rule: str) -> None:
-        path = self._path
-        self._births = Births(ShownMap(path.maps["shown"]), clock=self._clock)
-        self.ledger = Ledger(
-            path,
-            self._below,
-            Meters((), self._below, path),
-            gone=GONE,
-            rules=[re.compile(rule)] if rule else (),
-            births=self._births,
-            clock=self._clock,
-        )
-        self._registry = Registry(COLLECTORS, self.ledger, self._births)
+        rules = [re.compile(rule)] if rule else []
+        self._daemon = Daemon(self._path, self._below, self._clock, rules)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._daemon.ledger
 
     def scrape(self, pages: int = 2) -> Page:
         """Each page is of a flush of its own; the last has all values."""
         for _ in range(pages):
-            self.ledger.flush()
-            self._births.let_go(self.ledger.books.workloads)
-            families = self._registry.collect()
-            newest = self._births.newest
-            page = text.render(families, seen=self._births.scrapers.seen_by("one"), openmetrics=False)
-            self._scrapes.take("one", page.decode())
-            self._births.note_page("one", newest, self.ledger.books.began)
-        return Page(page.decode())
+            page = self._daemon.page()
+            self._scrapes.take("one", page)
+        return Page(page)
 
     def increases(self, name: str) -> dict[str, int]:
         """Return what the scraper has seen of a counter, by the label that names a workload."""
@@ -200,7 +186,7 @@ def test_no_room_for_the_name_before(
         truth += send(netns, client)
         daemons.scrape()
         assert daemons.increases("transmit_bytes") == {"/client": truth}
-        clock.ahead += 25 * 3600 * 10**9  # the other's label set ends
+        clock.ahead += DAY  # the other's label set ends
         daemons.scrape(4)
         later = send(netns, client, 3)
         daemons.scrape()
@@ -225,13 +211,10 @@ def test_one_that_is_gone(parent: Cgroup, below: CgroupRoot, netns: Netns, clock
         fold(daemons.ledger, clock)
         assert sent(daemons.ledger) == {}
         assert not path.cgroups.all()
-        clock.ahead += 25 * 3600 * 10**9
+        clock.ahead += DAY
         for _ in range(3):
             daemons.ledger.flush()
-        after = entries(path)
-        assert {name: number for name, number in after.items() if name != "shown"} == {
-            name: number for name, number in before.items() if name != "shown"
-        }
+        assert entries(path) | {"shown": 0} == before | {"shown": 0}
         assert not path.cgroup_labels.all()
         assert_balanced(path, below)
 

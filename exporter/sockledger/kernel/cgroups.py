@@ -82,7 +82,7 @@ class CgroupRoot:
             absolute = str(Path(f"/proc/self/fd/{fd}").readlink())
         finally:
             os.close(fd)
-        if absolute.endswith(_DELETED) and not _is_cgroup(Path(absolute), cgroup_id):  # one may be called so
+        if absolute.endswith(_DELETED) and not is_cgroup(Path(absolute), cgroup_id):  # one may be called so
             return None
         return self._relative(absolute)
 
@@ -114,7 +114,8 @@ class CgroupRoot:
                     self.sees_all = False
 
 
-def _is_cgroup(path: Path, cgroup_id: int) -> bool:
+def is_cgroup(path: Path, cgroup_id: int) -> bool:
+    """Whether *path* is this cgroup's; OSError if it cannot be seen."""
     try:
         return path.stat().st_ino == cgroup_id
     except FileNotFoundError:

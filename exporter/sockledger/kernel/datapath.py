@@ -268,8 +268,7 @@ class DataPath:
         parts = self._parts
         if self._pins:  # or what a socket has dropped would be an older one's
             flush_others(self._pins, self._map_pins, self.grace_period)
-        goes_on = self._pins and self._pins.link_ids(HOT_PATH)
-        if parts.udp and not (self._known_sockets() and goes_on):
+        if parts.udp and not (self._known_sockets() and self._pins and self._pins.link_ids(HOT_PATH)):
             self._note_known(KNOWN_NONE)  # at once: the map may be full soon
         self.flush_sockets()  # the lease begins
         if parts.udp and self._known_sockets() == KNOWN_NONE:
@@ -427,7 +426,7 @@ class DataPath:
             return (
                 pins.counted_in() == self._root.id and pins.map_id(control.path) == OpenMap(control.map.fd).id
             )
-        except (ValueError, UserError):  # these are none of ours
+        except ValueError:  # a root that is none of ours
             return False
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sockledger.errors import UserError
-from sockledger.kernel.cgroups import CgroupRoot
+from sockledger.kernel.cgroups import CgroupRoot, is_cgroup
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.sums import Traffic
 
@@ -82,9 +82,7 @@ class Meters:
 
     def _is_there(self, cgroup_id: int, path: str) -> bool:
         try:
-            return Path(f"{self._root.path}{path}").stat().st_ino == cgroup_id
-        except FileNotFoundError:
-            return False
+            return is_cgroup(Path(f"{self._root.path}{path}"), cgroup_id)
         except OSError:  # the folder is closed to us
             return self._datapath.control(cgroup_id) is not None
 

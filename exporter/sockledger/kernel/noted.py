@@ -3,8 +3,9 @@
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.libbpf import Map
@@ -52,13 +53,7 @@ class NotedCgroups:
 
     def all(self) -> dict[int, NotedCgroup]:
         """Return them by id."""
-        found = {}
-        for keys, values in self._table.batches():
-            for (cgroup_id,), members in zip(
-                self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
-            ):
-                found[cgroup_id] = _noted(*members)
-        return found
+        return {cgroup_id: _noted(*members) for cgroup_id, members in _entries(self._table)}
 
     def note(self, cgroup_id: int, path: str, gone: int = 0) -> bool:
         """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
@@ -114,13 +109,10 @@ class KeptLabelSets:
 
     def all(self) -> dict[int, KeptLabelSet]:
         """Return them by id."""
-        found = {}
-        for keys, values in self._table.batches():
-            for (label_set_id,), (seen, left, labels) in zip(
-                self._key.iter_unpack(keys), self._value.iter_unpack(values), strict=True
-            ):
-                found[label_set_id] = KeptLabelSet(seen, left, _split(labels))
-        return found
+        return {
+            label_set_id: KeptLabelSet(seen, left, _split(labels))
+            for label_set_id, (seen, left, labels) in _entries(self._table)
+        }
 
     def fits(self, labels: tuple[str, ...]) -> bool:
         """Whether a label set is not too long."""
@@ -147,27 +139,31 @@ class CgroupLabels:
 
     def __init__(self, table: Map) -> None:
         self._table = table
-        self._key = table.key.struct
-        self._bytes = table.value_size
+        self._key, self._value = table.key.struct, table.value.struct
 
     def all(self) -> dict[int, tuple[str, ...]]:
         """Return them by id."""
-        found = {}
-        for keys, values in self._table.batches():
-            for number, (cgroup_id,) in enumerate(self._key.iter_unpack(keys)):
-                found[cgroup_id] = _split(values[number * self._bytes : (number + 1) * self._bytes])
-        return found
+        return {cgroup_id: _split(labels) for cgroup_id, (labels,) in _entries(self._table)}
 
     def note(self, cgroup_id: int, labels: tuple[str, ...]) -> None:
         """Note what a cgroup is shown as, unless that is too long; OSError if there is no memory."""
         joined = _joined(labels)
-        if len(joined) <= self._bytes:
-            self._table.update(self._key.pack(cgroup_id), joined.ljust(self._bytes, b"\0"))
+        if len(joined) <= self._value.size:
+            self._table.update(self._key.pack(cgroup_id), self._value.pack(joined))
 
     def forget(self, cgroup_id: int) -> None:
         """Delete a cgroup, if it is there."""
         with suppress(FileNotFoundError):
             self._table.delete(self._key.pack(cgroup_id))
+
+
+def _entries(table: Map) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Yield the ids that a map has, with the members of their values."""
+    for keys, values in table.batches():
+        for (number,), members in zip(
+            table.key.unpack_all(keys), table.value.unpack_all(values), strict=True
+        ):
+            yield number, members
 
 
 def _joined(labels: tuple[str, ...]) -> bytes:

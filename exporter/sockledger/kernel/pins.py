@@ -156,7 +156,7 @@ class Pins:
         if unknown := {path for path in left if pin_name(path) in names} - self._with_layouts():
             for path in unknown:
                 with opened_map(path):
-                    pass
+                    pass  # what is no map is told of, and nothing is removed
             found = ", ".join(sorted(path.name for path in unknown))
             return f"somebody has removed layouts, or these maps are none of ours: {found}"
         if not self.flushes(left).keys() <= self.all("programs"):
@@ -272,9 +272,15 @@ class Pins:
 
     def map_id(self, path: Path) -> int | None:
         """Return the id of the map that is pinned at *path*, None if there is none. It may be read-only."""
-        with suppress(FileNotFoundError), opened_map(path, BPF_F_RDONLY) as table:
-            return table.id
-        return None
+        try:
+            with opened_map(path, BPF_F_RDONLY) as table:
+                return table.id
+        except (FileNotFoundError, UserError):
+            return None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a link knows no BPF_F_RDONLY
+                raise
+            return None
 
     def link_ids(self, name: str) -> set[int]:
         """Return the id of a pinned link, none if there is none, or it is detached."""
@@ -399,17 +405,9 @@ def opened(path: Path, file_flags: int = 0) -> Iterator[int]:
 @contextmanager
 def opened_map(path: Path, file_flags: int = 0) -> Iterator[OpenMap]:
     """Open the map that is pinned at *path*; UserError if it is none."""
-    try:
-        fd = open_pin(path, file_flags)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a link knows no BPF_F_RDONLY
-            raise _foreign(path, "map") from None
-        raise
-    try:
+    with opened(path, file_flags) as fd:
         _require_kind("map", fd, path)
         yield OpenMap(fd)
-    finally:
-        os.close(fd)
 
 
 def _open_link(path: Path) -> Link:
@@ -426,8 +424,4 @@ def _open_link(path: Path) -> Link:
 def _require_kind(kind: str, fd: int, path: Path) -> None:
     """Raise UserError if it is another's: a program's figures would be taken for a map's, or a link's."""
     if os.readlink(f"/proc/self/fd/{fd}") != f"anon_inode:bpf-{kind}":  # noqa: PTH115 - no path
-        raise _foreign(path, kind)
-
-
-def _foreign(path: Path, kind: str) -> UserError:
-    return UserError(f"{path}: is no {kind}: remove it, or run sockledger uninstall")
+        raise UserError(f"{path}: is no {kind}: remove it, or run sockledger uninstall")

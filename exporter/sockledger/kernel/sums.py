@@ -123,6 +123,5 @@ class KeptSums:
 
     def close(self) -> None:
         """Free the programs."""
-        self._mover.close()
-        if self._counters is not self._mover:
-            self._counters.close()
+        for mover in {self._mover, self._counters}:
+            mover.close()

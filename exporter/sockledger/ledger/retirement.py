@@ -82,8 +82,7 @@ class Retirement:
         self._label_sets = datapath.label_sets.all()  # only this changes them
         # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
         self._changes: dict[int, tuple[Rows, int]] = {}
-        self._stuck: set[str] = set()  # what could not be written the last time
-        self._names_stay = False
+        self._stuck: set[str] = set()  # what could not be done the last time
 
     @property
     def label_sets(self) -> Collection[KeptLabelSet]:
@@ -123,15 +122,16 @@ class Retirement:
         staying = renamed.keys() & filled.keys()
         with self._writing("what is named otherwise keeps its name"):
             for number in list(staying):
-                if self._fold(filled[number], renamed[number], living=True, left=self._clock()) is None:
+                if self._fold(filled[number], renamed[number], left=self._clock()) is None:
                     staying.discard(number)
-        if staying and not self._names_stay:
-            logger.warning(
-                "no room for what cgroups have counted under names of before, which they keep: raise "
-                "limits.label_sets",
-                extra={"cgroups": len(staying)},
-            )
-        self._names_stay = bool(staying)
+        no_room = (
+            "no room for what cgroups have counted under names of before, which they keep: raise "
+            "limits.label_sets"
+        )
+        if staying:
+            self._tell(no_room, cgroups=len(staying))
+        else:
+            self._stuck.discard(no_room)
         return staying
 
     def begin_anew(
@@ -239,9 +239,13 @@ class Retirement:
             yield
             self._stuck.discard(failure)
         except OSError as error:
-            if failure not in self._stuck:
-                logger.warning(failure, extra={"error": str(error)})
-            self._stuck.add(failure)
+            self._tell(failure, error=str(error))
+
+    def _tell(self, failure: str, **extra: object) -> None:
+        """Say what could not be done, unless it was so the last time."""
+        if failure not in self._stuck:
+            logger.warning(failure, extra=extra)
+        self._stuck.add(failure)
 
     def _shortage(self, tables: Tables, noted: Mapping[int, NotedCgroup]) -> Counter[str]:
         """Return how many entries are missing to the room that is kept free for new cgroups, by map."""
@@ -327,12 +331,12 @@ class Retirement:
         return {number: full for number, full in results if full is not None}
 
     def _fold(
-        self, rows: Rows, workload: Workload, *, retire: bool = False, living: bool = False, left: int = 0
+        self, rows: Rows, workload: Workload, *, retire: bool = False, left: int = 0
     ) -> set[str] | None:
         """Move a cgroup's sums to its label set's; with *retire* those for which there is no room end.
 
-        Of a *living* one only counters; *left* is when it got another name. Return None, or if it stays as it
-        is the maps that are full; none if there is no memory.
+        Of one that lives on under another name, since it *left*, only counters. Return None, or if it stays
+        as it is the maps that are full; none if there is no memory.
         """
         label_set = label_set_id(workload)
         new = label_set not in self._label_sets
@@ -355,7 +359,7 @@ class Retirement:
         if left:
             self._note(label_set, left=left)
         for sums, key, target in moves:
-            if living:
+            if left:
                 sums.move_counters(key, target)
             else:
                 sums.move(key, target)

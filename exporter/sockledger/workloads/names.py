@@ -30,8 +30,6 @@ OVERFLOW = Workload(cgroup="other")  # totals that found their map full
 UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
 
 HIERARCHY = 1  # the id of the hierarchy's root, and of the kernel's own packets
-
-
 _ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
 
 

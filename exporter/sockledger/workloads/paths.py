@@ -31,6 +31,11 @@ def _compiled(runtime: str, *patterns: str) -> list[tuple[str, re.Pattern[str]]]
     return [(runtime, re.compile(f"/(?:{pattern}){_END}")) for pattern in patterns]
 
 
+def _scope(prefix: str) -> str:
+    """Return what finds a runtime's scope, with crun's own cgroup below."""
+    return f"{prefix}-(?P<id>{_ID})\\.scope(?:/container)?"
+
+
 # kubelet: pkg/kubelet/cm/cgroup_manager_linux.go (ToSystemd) and helpers_linux.go (GetPodCgroupNameSuffix).
 # Any --cgroup-root may come first, as kind's kubelet.slice. A uid is 32 hex digits for static pods, and
 # anything where the manifest has one. A runtime that is not told of the systemd driver makes one folder of
@@ -44,9 +49,9 @@ _POD = re.compile(
 # moby daemon/oci_linux.go (withCgroups); crun's /container below (crun.1, run.oci.systemd.subgroup). CRI-O's
 # monitor is no container, and where the slice has crio-ID without .scope, that is an empty sandbox.
 _IN_POD = [
-    *_compiled("containerd", f"cri-containerd-(?P<id>{_ID})\\.scope(?:/container)?"),
+    *_compiled("containerd", _scope("cri-containerd")),
     *_compiled("cri-o", f"crio-(?P<id>{_ID})(?:\\.scope)?(?:/container)?"),
-    *_compiled("docker", f"docker-(?P<id>{_ID})\\.scope(?:/container)?"),
+    *_compiled("docker", _scope("docker")),
     *_compiled("", f"(?:kata_)?(?P<id>{_ID})"),
     ("containerd", re.compile(f":cri-containerd:(?P<id>{_ID}){_END}")),
     ("cri-o", re.compile(f":crio:(?P<id>{_ID}){_END}")),
@@ -54,22 +59,20 @@ _IN_POD = [
 
 _CONTAINERS = [
     # moby daemon/oci_linux.go (withCgroups), cmd/dockerd cgroup drivers; also --cgroup-parent, and rootless
-    *_compiled("docker", f"docker-(?P<id>{_ID})\\.scope(?:/container)?", f"docker/(?P<id>{_ID})"),
+    *_compiled("docker", _scope("docker"), f"docker/(?P<id>{_ID})"),
     # steps of a build: moby daemon/command/daemon_unix.go (newCgroupParent), buildkit identity/randomid.go
     # (each has an id of its own, that nobody ever sees)
     *_compiled(_BUILDKIT, r"docker-[0-9a-z]{25}\.scope(?:/container)?", r"(?:docker/)?buildkit/[0-9a-z]{25}"),
     # podman libpod/container_internal_linux.go (getOCICgroupPath); of a Quadlet the unit is the better name
     *_compiled("podman", f"(?:{_ID}/)?libpod-(?P<id>{_ID})(?:\\.scope)?(?:/container)?"),
     # nerdctl pkg/cmd/container/run_cgroup_linux.go; containerd pkg/oci/spec.go: the client's namespace and id
-    *_compiled(
-        "containerd", f"nerdctl-(?P<id>{_ID})\\.scope(?:/container)?", f"cri-containerd-(?P<id>{_ID})\\.scope"
-    ),
+    *_compiled("containerd", _scope("nerdctl"), f"cri-containerd-(?P<id>{_ID})\\.scope"),
     *_compiled(
         "containerd",
         f"(?:default|k8s\\.io)/(?P<id>{_ID})",
         _TOP + r"default/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)",
     ),
-    *_compiled("cri-o", f"crio-(?P<id>{_ID})\\.scope(?:/container)?", f"crio/crio-(?P<id>{_ID})"),
+    *_compiled("cri-o", _scope("crio"), f"crio/crio-(?P<id>{_ID})"),
     # runc specconv/spec_linux.go, crun cgroup-systemd.c: who is told of no path
     *_compiled("", r"(?:runc|crun)-(?P<name>[A-Za-z0-9+._-]+)\.scope(?:/container)?"),
     # a parent that the user chose
