@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_signals import reload
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.scrapes import Scrapes
+from tests.unit.test_pods import link
 
 from sockledger.workloads.names import Workload
 
@@ -16,6 +18,8 @@ UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
 ID = "0123456789abcdef" * 4
 USER = "user.slice/user-1000.slice/user@1000.service"
 POD = Workload(pod=UID, container=ID[:12])
+
+NAMED_POD = Workload("shop", "web-0", "nginx")
 
 WORKLOADS = {
     f"kubepods/burstable/pod{UID}/{ID}": POD,
@@ -63,6 +67,32 @@ def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
             daemon.process.kill()
         daemon = place.run()
         assert sent(daemon.settled()) == truth
+
+
+def test_named_by_the_links_to_logs(place: Surroundings, netns: Netns, tmp_path: Path) -> None:
+    """A new container's traffic waits for its name, and nothing of it is lost; who is gone keeps his name."""
+    place.pinned = True
+    folder = tmp_path / "containers"
+    folder.mkdir()
+    mounts = (
+        'mount -t tmpfs none /var/log && mkdir /var/log/containers && mount --bind "$0" /var/log/containers'
+    )
+    prefix = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', str(folder))
+    daemon = place.run(place.configure("persist: {gone: 1h}"), prefix=prefix)
+    truth: Counter[Workload] = Counter()
+    with ExitStack() as stack:
+        for turn, container_id in enumerate((ID, ID[::-1]), 1):
+            with new_cgroup(make(place, stack, f"kubepods/burstable/pod{UID}").path, container_id) as cgroup:
+                truth[NAMED_POD] += send_datagrams(netns, cgroup, cgroup, number=turn)
+                assert all(each.pod != UID for each in sent(daemon.settled()))
+                link(folder, NAMED_POD.container, container_id, NAMED_POD.pod, UID)
+                truth[NAMED_POD] += send_datagrams(netns, cgroup, cgroup, number=turn)
+                assert sent(daemon.settled()) == truth
+    for each in folder.iterdir():
+        each.unlink()
+    daemon.process.kill()
+    daemon.process.wait()
+    assert sent(place.run(prefix=prefix).settled()) == truth
 
 
 def test_named_otherwise(place: Surroundings, netns: Netns) -> None:

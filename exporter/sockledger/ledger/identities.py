@@ -8,7 +8,7 @@ living cgroup.
 import logging
 from collections.abc import Callable, Mapping
 
-from sockledger.kernel.noted import CgroupLabels, NotedCgroup
+from sockledger.kernel.noted import ENDED, CgroupLabels, NotedCgroup
 from sockledger.workloads.names import Workload
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,19 @@ class Identities:
         """Return what each of the cgroups *named* is shown as, and whether any has left its counters.
 
         That is their name, but where there is no room to leave what they have counted: then the one before.
-        Who is removed keeps that in any case: some of what he counts may be there already.
+        Who is removed keeps that in any case: some of what he counts may be there already. And so does who is
+        not *named* now.
         """
         for number in self._known.keys() - noted.keys() - self._root:
             self._labels.forget(number)
             self._unwritten.discard(number)
             del self._known[number]
-        removed = {number for number in self._known.keys() & noted.keys() if noted[number].removed}
-        named = {**named, **{number: self._known[number] for number in named.keys() & removed}}
+        kept = {
+            number: self._known[number]
+            for number in self._known.keys() & noted.keys()
+            if noted[number].removed != ENDED and (noted[number].removed or number not in named)
+        }
+        named = {**named, **kept}
         lasting = named.keys() & (noted.keys() | self._root)
         new = {number for number in lasting if self._known.get(number) != named[number]}
         renamed = {number: self._known[number] for number in new & self._known.keys()}

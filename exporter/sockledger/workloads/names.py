@@ -3,12 +3,14 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
-from sockledger.workloads.paths import identify
+from sockledger.workloads.paths import Identity, identify
+from sockledger.workloads.pods import PodNames
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ OVERFLOW = Workload(cgroup="other")  # totals that found their map full
 UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
 
 HIERARCHY = 1  # the id of the hierarchy's root, and of the kernel's own packets
+WAIT_SECONDS = 5.0  # for the name of a new container
 _ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
 
 
@@ -47,16 +50,33 @@ class CgroupNotes(Protocol):
         """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
 
 
-class Names:
-    """Workloads by cgroup id, as noted in the kernel. A cgroup keeps the name that it had first."""
+class _Known(NamedTuple):
+    """What is known of a path. A name that is not *final* may still come, or be a better one."""
 
-    def __init__(self, root: CgroupRoot, notes: CgroupNotes, rules: Sequence[re.Pattern[str]] = ()) -> None:
-        """*rules* are users' own, as `workload_of` takes them."""
+    workload: Workload | None
+    final: bool
+    since: float  # when it was looked at first
+
+
+class Names:
+    """Workloads by cgroup id, as noted in the kernel. A cgroup keeps the path that it had first."""
+
+    def __init__(
+        self,
+        root: CgroupRoot,
+        notes: CgroupNotes,
+        rules: Sequence[re.Pattern[str]] = (),
+        pods: PodNames | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*rules* are users' own, as `_by_path` takes them."""
         self._root = root
         self._notes = notes
         self._rules = rules
+        self._pods = pods or PodNames()
+        self._clock = clock
         self._paths: dict[int, str] = {}
-        self._workloads: dict[str, Workload] = {}  # by path: each is looked at once
+        self._known: dict[str, _Known] = {}  # by path: each is looked at once, if its name is final
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
@@ -64,7 +84,8 @@ class Names:
         """Return the workloads of *cgroup_ids* and of all that are *noted*, and forget all others.
 
         What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
-        from being named is left out: under a stopgap name a counter would fall.
+        from being named is left out: under a stopgap name a counter would fall. So is, for a few seconds, a
+        new container whose name has not come.
         """
         before = self._paths
         paths = {
@@ -84,13 +105,38 @@ class Names:
                     self._note(cgroup_id, alive=path is not None or not self._root.sees_all)
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
-        known = self._workloads
-        self._workloads = {path: known.get(path) or self.of_path(path) for path in set(paths.values())}
-        return {cgroup_id: self._workloads[path] for cgroup_id, path in paths.items()}
+        self._look_at(set(paths.values()))
+        workloads = {path: known.workload for path, known in self._known.items()}
+        return {number: workload for number, path in paths.items() if (workload := workloads[path])}
 
     def of_path(self, path: str) -> Workload:
-        """Return what a cgroup of this path is called."""
-        return workload_of(path, self._rules)
+        """Return what a cgroup of this path is called, or might be."""
+        return self._name(path)[0]
+
+    def _look_at(self, paths: Collection[str]) -> None:
+        """Name *paths*, and forget all others."""
+        new_names, now = self._pods.look(), self._clock()
+        known: dict[str, _Known] = {}
+        for path in paths:
+            each = self._known.get(path) or _Known(None, final=False, since=now)
+            if not each.workload or (new_names and not each.final):
+                workload, final = self._name(path)
+                may_come = not final and self._pods.present and now - each.since < WAIT_SECONDS
+                each = each._replace(workload=None if may_come else workload, final=final)
+            known[path] = each
+        self._known = known
+
+    def _name(self, path: str) -> tuple[Workload, bool]:
+        """Return what a path is called, as far as it is known, and whether that is final."""
+        workload, identity = _by_path(path, self._rules)
+        if not identity.pod_uid:
+            return workload, True
+        uid, number = identity.pod_uid, identity.container_id
+        found = self._pods.find(uid, number)
+        if best := found or self._pods.guess(uid):
+            container = best.name or workload.container
+            workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
+        return Workload(*map(label_value, workload)), found is not None
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""
@@ -103,20 +149,21 @@ class Names:
             self._notes.note(cgroup_id, path, now) or self._notes.note(cgroup_id, "", now)
 
 
-def workload_of(path: str, rules: Sequence[re.Pattern[str]] = ()) -> Workload:
-    """Return the workload of a cgroup, by its path below the root; empty: nobody knows it.
+def _by_path(path: str, rules: Sequence[re.Pattern[str]]) -> tuple[Workload, Identity]:
+    """Return the workload of a cgroup, by its path below the root, and what its name was made of.
 
-    The first of *rules* that is found in the path names it by its groups, which are called as labels. Where
-    nothing better names it, the path does.
+    The first of *rules* that is found in the path names it, by its groups, which are called as labels. Where
+    nothing better names it, the path does; if that is empty, nobody knows it.
     """
+    identity = Identity()
     if not path:
-        return UNKNOWN
+        return UNKNOWN, identity
     for rule in rules:
         if match := rule.search(path):
             workload = Workload(**{name: text or "" for name, text in match.groupdict().items()})
             break
     else:
-        found = identify(path)
-        container = found.container or found.container_id[:_ID_CHARACTERS]
-        workload = Workload(pod=found.pod_uid, container=container, unit=found.unit)
-    return Workload(*map(label_value, workload if any(workload) else Workload(cgroup=path)))
+        identity = identify(path)
+        container = identity.container or identity.container_id[:_ID_CHARACTERS]
+        workload = Workload(pod=identity.pod_uid, container=container, unit=identity.unit)
+    return Workload(*map(label_value, workload if any(workload) else Workload(cgroup=path))), identity
