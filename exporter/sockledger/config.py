@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from sockledger.errors import UserError, printable
+from sockledger.workloads.paths import LEAF, LEVELS
 
 _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
-_MAX_LABEL_SETS = 1_000_000
+_MAX_LABEL_SETS = _MAX_WORKLOADS = 1_000_000
+_MAX_LEVELS = 64
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNITS))
@@ -49,6 +51,21 @@ class Limits:
     sockets: int = 65536
     connections: int = 262144
     label_sets: int = 4096
+    workloads: int = 2000
+
+
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Which labels workloads have: `NEVER` leaves one empty, and what it told apart is summed."""
+
+    namespace: str = AUTO
+    pod: str = AUTO
+    container: str = AUTO
+    unit: str = AUTO
+    cgroup: str = AUTO  # where no other names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +99,10 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     persist: Persist = field(default_factory=Persist)
     workloads: Workloads = field(default_factory=Workloads)
+    labels: Labels = field(default_factory=Labels)
+    aggregate: str | int = LEAF  # of `LEVELS`, or a number of levels of the path
+    include: tuple[str, ...] = ()  # globs of cgroup paths
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,14 +286,14 @@ def _shortened(text: str) -> str:
     return printable(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
-def _meter(node: yaml.Node) -> str:
+def _glob(node: yaml.Node) -> str:
     if not _has_tag(node, "str"):
         raise ValueError("is not a string")
     glob: str = node.value
     if not glob.startswith("/"):
         raise ValueError('does not begin with "/"')
     if glob == "/":
-        raise ValueError("is the root, and globs of meters never match it")
+        raise ValueError("is the root, and globs are of what is below it")
     if not glob.isprintable():
         raise ValueError('has characters that cannot be printed, for which "?" may stand')
     if not {"", ".", ".."}.isdisjoint(glob[1:].split("/")):
@@ -315,6 +336,28 @@ def _duration(least: str, most: str, example: str) -> _Value:
     return _Value(parse, f"{least} to {most}, written as {example}")
 
 
+def _globs() -> _List:
+    return _List(_Value(_glob, "absolute globs of cgroup paths, such as /system.slice/*.service"))
+
+
+def _choice(*names: str) -> _Value:
+    def parse(node: yaml.Node) -> str:
+        if not _has_tag(node, "str") or node.value not in names:
+            raise ValueError("is none of them")
+        return str(node.value)
+
+    return _Value(parse, ", ".join(names))
+
+
+def _level() -> _Value:
+    names, number = _choice(*LEVELS), _limit(_MAX_LEVELS)
+
+    def parse(node: yaml.Node) -> object:
+        return number.parse(node) if _has_tag(node, "int") else names.parse(node)
+
+    return _Value(parse, f"{names.allowed}, or {number.allowed}")
+
+
 def _limit(most: int) -> _Value:
     def parse(node: yaml.Node) -> int:
         # YAML 1.1 also reads 010, 1_0 and 1:40 as integers, and not as most would.
@@ -334,9 +377,7 @@ _CONFIG = _Section(
         "attach": _Section(
             Attach,
             {
-                "meters": _List(
-                    _Value(_meter, "absolute globs of cgroup paths, such as /system.slice/*.service")
-                ),
+                "meters": _globs(),
             },
         ),
         "flush": _Section(Flush, {"interval": _duration("100ms", "1h", "500ms, 10s, 1m or 1m30s")}),
@@ -347,6 +388,7 @@ _CONFIG = _Section(
                 "sockets": _limit(_MAX_SOCKETS),
                 "connections": _limit(_MAX_CONNECTIONS),
                 "label_sets": _limit(_MAX_LABEL_SETS),
+                "workloads": _limit(_MAX_WORKLOADS),
             },
         ),
         "persist": _Section(
@@ -374,5 +416,15 @@ _CONFIG = _Section(
                 )
             },
         ),
+        "labels": _Section(
+            Labels,
+            {
+                **dict.fromkeys(("namespace", "pod", "container", "unit"), _choice(AUTO, NEVER)),
+                "cgroup": _choice(AUTO, ALWAYS, NEVER),
+            },
+        ),
+        "aggregate": _level(),
+        "include": _globs(),
+        "exclude": _globs(),
     },
 )

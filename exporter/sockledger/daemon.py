@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
-from sockledger.config import ConfigError, RunOptions
+from sockledger.config import ALWAYS, NEVER, Config, ConfigError, RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
@@ -33,6 +33,7 @@ from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
+from sockledger.workloads.naming import Naming, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -240,9 +241,15 @@ class Daemon:
         """Answer and flush until a signal ends it; return whether a successor is to be executed."""
         births = Births(ShownMap(datapath.maps["shown"]), datapath.generations)
         meters = Meters(self._config.attach.meters, root, datapath)
-        rules = [rule.match for rule in self._config.workloads.rules]
-        gone = self._config.persist.gone
-        ledger = Ledger(datapath, root, meters, gone=gone, rules=rules, births=births)
+        ledger = Ledger(
+            datapath,
+            root,
+            meters,
+            gone=self._config.persist.gone,
+            naming=_naming(self._config),
+            most_workloads=self._config.limits.workloads,
+            births=births,
+        )
         registry = Registry(self._options.collectors, ledger, births)
         exporter = Exporter(ledger, lambda: self._config_ok)
         process = CollectorRegistry()
@@ -374,6 +381,18 @@ class Daemon:
                 _say_stopping(number)
                 return True
         return False
+
+
+def _naming(configured: Config) -> Naming:
+    labels = configured.labels
+    return Naming(
+        rules=[rule.match for rule in configured.workloads.rules],
+        level=configured.aggregate,
+        hidden=frozenset(name for name in Workload._fields if getattr(labels, name) == NEVER),
+        with_path=labels.cgroup == ALWAYS,
+        include=configured.include,
+        exclude=configured.exclude,
+    )
 
 
 def _say_stopping(number: signal.Signals) -> None:

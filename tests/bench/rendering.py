@@ -13,7 +13,7 @@ from tests.bench.support import Spread, print_table, verdict
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.exposition.text import render
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 ROUNDS = 9
 LABEL_SETS = 25_000

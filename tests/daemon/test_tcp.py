@@ -11,7 +11,7 @@ from tests.daemon.test_prometheus import lint
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.kernel.tcp import CLOSE, Ends, new_ends, reset, wait_for_state
 
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 WORKLOAD = frozenset(Workload._fields)
 MOST_SERIES = 40  # of a typical workload

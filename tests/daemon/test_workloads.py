@@ -12,7 +12,7 @@ from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.scrapes import Scrapes
 from tests.unit.test_pods import link
 
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
 ID = "0123456789abcdef" * 4

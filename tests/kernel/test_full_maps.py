@@ -20,7 +20,7 @@ from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import WARNINGS, Account, Ledger
-from sockledger.workloads.names import OVERFLOW
+from sockledger.workloads.naming import OVERFLOW
 
 BPF_MAP_TYPE_HASH = 1
 PAIRS, LISTENERS, DROWNED = 3, 2, 4

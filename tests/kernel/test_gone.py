@@ -43,10 +43,10 @@ from sockledger.kernel.noted import KeptLabelSet, NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.births import Births
-from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.ledger import MOST_WORKLOADS, Ledger
 from sockledger.ledger.retirement import label_set_id
 from sockledger.ledger.scrapers import RECENT
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Naming, Workload
 
 HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -837,11 +837,25 @@ class Daemon:
     """A ledger with all that shows it, to a scraper called one."""
 
     def __init__(
-        self, path: DataPath, below: CgroupRoot, clock: Clock, rules: Sequence[re.Pattern[str]] = ()
+        self,
+        path: DataPath,
+        below: CgroupRoot,
+        clock: Clock,
+        naming: Naming | None = None,
+        most_workloads: int = MOST_WORKLOADS,
     ) -> None:
         self._births = Births(ShownMap(path.maps["shown"]), clock=clock)
         meters = Meters((), below, path)
-        self.ledger = Ledger(path, below, meters, gone=GONE, rules=rules, births=self._births, clock=clock)
+        self.ledger = Ledger(
+            path,
+            below,
+            meters,
+            gone=GONE,
+            naming=naming,
+            most_workloads=most_workloads,
+            births=self._births,
+            clock=clock,
+        )
         self._registry = Registry(COLLECTORS, self.ledger, self._births)
 
     def page(self) -> str:

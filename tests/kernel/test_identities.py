@@ -33,8 +33,8 @@ from tests.scrapes import Scrapes
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import CgroupLabels
-from sockledger.ledger.ledger import Ledger
-from sockledger.workloads.names import Workload
+from sockledger.ledger.ledger import MOST_WORKLOADS, Ledger
+from sockledger.workloads.naming import Naming, Workload
 
 NO_RULE = ""
 AS_UNIT = r"/(?P<unit>\w+)$"
@@ -54,8 +54,10 @@ class Daemons:
         self._scrapes = Scrapes()
 
     def begin(self, rule: str) -> None:
-        rules = [re.compile(rule)] if rule else []
-        self._daemon = Daemon(self._path, self._below, self._clock, rules)
+        self.begin_with(Naming([re.compile(rule)] if rule else ()))
+
+    def begin_with(self, naming: Naming, most_workloads: int = MOST_WORKLOADS) -> None:
+        self._daemon = Daemon(self._path, self._below, self._clock, naming, most_workloads)
 
     @property
     def ledger(self) -> Ledger:
@@ -163,6 +165,46 @@ def test_killed_at_any_call(
         assert call > 15
         names = daemons.increases("transmit_bytes").keys()
         assert names == {"client", "server", "cell", "c", "s", "/client", "/server", "/cell"}
+        assert_balanced(path, below)
+
+
+ALL = ("/a/one", "/a/two", "/b/one")
+# What those are shown as, and how it comes that they are; one after the other.
+TOLD_APART: tuple[tuple[Naming, int, tuple[str, str, str]], ...] = (
+    (Naming(), MOST_WORKLOADS, ALL),
+    (Naming(level=1), MOST_WORKLOADS, ("/a", "/a", "/b")),
+    (Naming(exclude=("/a/t*",)), MOST_WORKLOADS, ("/a/one", "other", "/b/one")),
+    (Naming(), 1, ("/a/one", "other", "other")),
+    (Naming(include=("/b", "/*/two")), MOST_WORKLOADS, ("other", "/a/two", "/b/one")),
+    (Naming(), 2, ("other", "/a/two", "/b/one")),
+    (Naming(hidden=frozenset({"cgroup"})), MOST_WORKLOADS, ("", "", "")),
+    (Naming(), MOST_WORKLOADS, ALL),
+)
+
+
+def test_told_apart_otherwise(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """Totals stay exact and never fall, also when what is told apart changes under way."""
+    truth: Counter[str] = Counter()
+    with attached(below) as path, ExitStack() as stack:
+        above = {name: stack.enter_context(new_cgroup(parent.path, name)) for name in "ab"}
+        cgroups = [
+            stack.enter_context(new_cgroup(above[name[1]].path, name.rpartition("/")[2])) for name in ALL
+        ]
+        daemons = Daemons(path, below, clock)
+        before = ALL
+        for naming, most_workloads, names in TOLD_APART:
+            for name, cgroup in zip(before, cgroups, strict=True):  # nobody has seen these yet
+                truth[name] += send(netns, cgroup)
+            daemons.begin_with(naming, most_workloads)
+            daemons.scrape()
+            assert daemons.ledger.books.over_limit == sum(name == "other" for name in names) * (
+                most_workloads < MOST_WORKLOADS
+            )
+            for number, (name, cgroup) in enumerate(zip(names, cgroups, strict=True), 1):
+                truth[name] += send(netns, cgroup, number)
+            daemons.scrape()
+            assert daemons.increases("transmit_bytes") == truth
+            before = names
         assert_balanced(path, below)
 
 

@@ -13,7 +13,7 @@ from sockledger.kernel.sums import Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sockledger.exposition.family import Series, histogram_values
 from sockledger.ledger.births import Births
 from sockledger.ledger.scrapers import RECENT
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 SERIES_AND_SCRAPES = st.lists(st.one_of(st.just(None), st.sampled_from(["one", "two", "three"])))
 A, B = Workload(cgroup="/a"), Workload(cgroup="/b")

@@ -245,7 +245,8 @@ def test_check_of_an_invalid_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     file.write_text("a: 1\nb: 1")
     assert cli.main(["check", "--config.file", str(file)]) == 1
     lines = "".join(
-        f"{file}:{n}: {key}: unknown key; allowed: attach, flush, limits, persist, workloads\n"
+        f"{file}:{n}: {key}: unknown key; allowed: attach, flush, limits, persist, workloads, labels, "
+        "aggregate, include, exclude\n"
         for n, key in [(1, "a"), (2, "b")]
     )
     assert capsys.readouterr() == ("", lines)

@@ -9,18 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockledger.config import Attach, Config, ConfigError, Flush, Limits, Persist, Rule, Workloads, load
-from sockledger.workloads.names import Workload
+from sockledger.config import (
+    Attach,
+    Config,
+    ConfigError,
+    Flush,
+    Labels,
+    Limits,
+    Persist,
+    Rule,
+    Workloads,
+    load,
+)
+from sockledger.workloads.naming import Workload
 
 INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
-METERS = "absolute globs of cgroup paths, such as /system.slice/*.service"
+GLOBS = "absolute globs of cgroup paths, such as /system.slice/*.service"
 CGROUPS = "a whole number from 1 to 1000000"
 SOCKETS = "a whole number from 1 to 10000000"
 MATCH = (
     "a regular expression with groups called namespace, pod, container, unit, "
     "such as ^/jobs/(?P<container>[0-9]+)"
 )
-SECTIONS = "attach, flush, limits, persist, workloads"
+SECTIONS = "attach, flush, limits, persist, workloads, labels, aggregate, include, exclude"
 ROOT = f"the keys {SECTIONS}"
 
 
@@ -62,7 +73,11 @@ def test_all_keys(scratch: Path) -> None:
 attach:
   meters: [/a.slice/*, "/b [1]/?"]
 flush: {interval: 1m30s}
-limits: {cgroups: 7, sockets: 8, connections: 9, label_sets: 10}
+limits: {cgroups: 7, sockets: 8, connections: 9, label_sets: 10, workloads: 11}
+labels: {namespace: auto, pod: never, container: never, unit: never, cgroup: always}
+aggregate: pod
+include: [/a.slice, "/b/**/c"]
+exclude: [/a.slice/d]
 persist: {gone: 5m, lease: 1h}
 workloads:
   rules:
@@ -72,7 +87,7 @@ workloads:
     assert load_text(scratch, text) == Config(
         Attach(meters=("/a.slice/*", "/b [1]/?")),
         Flush(interval=90.0),
-        Limits(cgroups=7, sockets=8, connections=9, label_sets=10),
+        Limits(cgroups=7, sockets=8, connections=9, label_sets=10, workloads=11),
         Persist(gone=300.0, lease=3600.0),
         Workloads(
             (
@@ -80,6 +95,10 @@ workloads:
                 Rule(re.compile("(?P<namespace>b)(?P<pod>c)(?P<container>d)?")),
             )
         ),
+        Labels("auto", "never", "never", "never", "always"),
+        "pod",
+        ("/a.slice", "/b/**/c"),
+        ("/a.slice/d",),
     )
 
 
@@ -163,10 +182,10 @@ RULES = {
     "list is one by another tag": (
         "attach: {meters: !x [/a]}",
         "1: attach.meters: a list with tag !x is not a list",
-        f"a list of {METERS}",
+        f"a list of {GLOBS}",
     ),
     "section is a list": ("flush: [1]", "1: flush: a list is not a mapping", "the keys interval"),
-    "unknown section": ("labels: {}", "1: labels: unknown key", SECTIONS),
+    "unknown section": ("networks: {}", "1: networks: unknown key", SECTIONS),
     "misspelt section": ("limits: {}\natach: {}", "2: atach: unknown key (did you mean attach?)", SECTIONS),
     "misspelt key": (
         "flush:\n  intervall: 1s",
@@ -191,30 +210,30 @@ RULES = {
     "meters is a string": (
         "attach: {meters: /a}",
         '1: attach.meters: "/a" is not a list',
-        f"a list of {METERS}",
+        f"a list of {GLOBS}",
     ),
-    "meter is a number": ("attach: {meters: [1]}", "1: attach.meters[0]: 1 is not a string", METERS),
-    "meter is a list": ("attach: {meters: [[]]}", "1: attach.meters[0]: a list is not a string", METERS),
+    "meter is a number": ("attach: {meters: [1]}", "1: attach.meters[0]: 1 is not a string", GLOBS),
+    "meter is a list": ("attach: {meters: [[]]}", "1: attach.meters[0]: a list is not a string", GLOBS),
     "meter is null": (
         "attach:\n  meters:\n  - /a\n  -",
         "4: attach.meters[1]: an empty value is not a string",
-        METERS,
+        GLOBS,
     ),
-    "meter is empty": ("attach: {meters: ['']}", '1: attach.meters[0]: "" does not begin with "/"', METERS),
+    "meter is empty": ("attach: {meters: ['']}", '1: attach.meters[0]: "" does not begin with "/"', GLOBS),
     "meter is relative": (
         "attach:\n  meters:\n  - /ok\n  - a/*",
         '4: attach.meters[1]: "a/*" does not begin with "/"',
-        METERS,
+        GLOBS,
     ),
     "meter is the root": (
         "attach: {meters: [/]}",
-        '1: attach.meters[0]: "/" is the root, and globs of meters never match it',
-        METERS,
+        '1: attach.meters[0]: "/" is the root, and globs are of what is below it',
+        GLOBS,
     ),
     "meter with NUL": (
         'attach: {meters: ["/a\\0"]}',
         '1: attach.meters[0]: "/a\\x00" has characters that cannot be printed, for which "?" may stand',
-        METERS,
+        GLOBS,
     ),
     "interval without unit": ("flush: {interval: 10}", "1: flush.interval: 10 is not a duration", INTERVALS),
     "interval is null": (
@@ -351,6 +370,36 @@ RULES = {
         '1: workloads.rules[0].match: "(?P<pod>a)(?P<cgroup>b)" has a group cgroup, which is no label',
         MATCH,
     ),
+    "level that is none": (
+        "aggregate: node",
+        '1: aggregate: "node" is none of them',
+        "leaf, container, pod, unit, or a whole number from 1 to 64",
+    ),
+    "level out of range": (
+        "aggregate: 0",
+        "1: aggregate: 0 is out of range",
+        "leaf, container, pod, unit, or a whole number from 1 to 64",
+    ),
+    "label with a path always": (
+        "labels: {pod: always}",
+        '1: labels.pod: "always" is none of them',
+        "auto, never",
+    ),
+    "label that is no choice": (
+        "labels: {cgroup: yes}",
+        "1: labels.cgroup: yes is none of them",
+        "auto, always, never",
+    ),
+    "included root": (
+        "include: [/]",
+        '1: include[0]: "/" is the root, and globs are of what is below it',
+        GLOBS,
+    ),
+    "excluded without a list": (
+        "exclude: /a",
+        '1: exclude: "/a" is not a list',
+        f"a list of {GLOBS}",
+    ),
     "recursive alias": (
         "&a flush: &b {interval: *b}",
         "1: flush.interval: a mapping is not a duration",
@@ -422,13 +471,13 @@ def test_alias_bomb(scratch: Path) -> None:
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
     errors = errors_of(scratch, f"{bomb}attach: {{meters: *a59}}")
     assert len(errors) == 62
-    assert f"59: attach.meters[1]: a list is not a string; allowed: {METERS}" in errors
+    assert f"59: attach.meters[1]: a list is not a string; allowed: {GLOBS}" in errors
 
 
 @pytest.mark.parametrize("glob", ["/..", "/../a", "/a/..", "//", "/a//b", "/a/", "/.", "/./a"])
 def test_meter_with_a_part_no_cgroup_has(scratch: Path, glob: str) -> None:
     assert errors_of(scratch, f"attach: {{meters: [{glob}]}}") == [
-        f'1: attach.meters[0]: "{glob}" has an empty part, "." or ".." between slashes; allowed: {METERS}'
+        f'1: attach.meters[0]: "{glob}" has an empty part, "." or ".." between slashes; allowed: {GLOBS}'
     ]
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.noted import ENDED, NotedCgroup
-from sockledger.workloads.names import UNKNOWN, Names, Workload, label_value
+from sockledger.workloads.names import Names
+from sockledger.workloads.naming import UNKNOWN, Naming, Workload, label_value
 
 
 class FakeRoot(CgroupRoot):
@@ -51,14 +52,14 @@ LONGEST = 100
 
 @pytest.mark.parametrize("may_open", [True, False])
 def test_named(may_open: bool) -> None:
-    names = Names(FakeRoot({1: "/", 2: "/a", 3: "/a/b"}, may_open=may_open), Notes())
+    names = Names(FakeRoot({1: "/", 2: "/a", 3: "/a/b"}, may_open=may_open), Notes(), Naming())
     assert names.resolve({1, 3}, {}) == {1: Workload(cgroup="/"), 3: Workload(cgroup="/a/b")}
 
 
 @pytest.mark.parametrize("may_open", [True, False])
 def test_a_removed_cgroup_keeps_its_name(may_open: bool) -> None:
     root = FakeRoot({2: "/a"}, may_open=may_open)
-    names = Names(root, Notes())
+    names = Names(root, Notes(), Naming())
     names.resolve({2}, {})
     root.paths.clear()
     assert names.resolve({2, 3}, {}) == {2: Workload(cgroup="/a"), 3: UNKNOWN}
@@ -66,7 +67,7 @@ def test_a_removed_cgroup_keeps_its_name(may_open: bool) -> None:
 
 def test_each_is_looked_up_once() -> None:
     root = FakeRoot({2: "/a", 3: "/b"})
-    names = Names(root, Notes())
+    names = Names(root, Notes(), Naming())
     names.resolve({2}, {})
     names.resolve({2, 3}, {})
     names.resolve({2, 3}, {})
@@ -76,7 +77,7 @@ def test_each_is_looked_up_once() -> None:
 
 def test_without_the_capability_it_walks_and_tries_no_more() -> None:
     root = FakeRoot({2: "/a", 3: "/b"}, may_open=False)
-    names = Names(root, Notes())
+    names = Names(root, Notes(), Naming())
     names.resolve({2}, {})
     names.resolve({2}, {})
     names.resolve({2, 3}, {})
@@ -85,14 +86,14 @@ def test_without_the_capability_it_walks_and_tries_no_more() -> None:
 
 
 def test_those_not_asked_for_are_forgotten() -> None:
-    names = Names(FakeRoot({2: "/a", 3: "/b"}), Notes())
+    names = Names(FakeRoot({2: "/a", 3: "/b"}), Notes(), Naming())
     names.resolve({2, 3}, {})
     assert names.resolve({3}, {}).keys() == {3}
 
 
 def test_what_is_no_utf8_stays_apart() -> None:
     paths = {number: os.fsdecode(name) for number, name in enumerate((b"/\xff", b"/\xfe", "/\xfc".encode()))}
-    named = Names(FakeRoot(paths), Notes()).resolve(paths.keys(), Notes())
+    named = Names(FakeRoot(paths), Notes(), Naming()).resolve(paths.keys(), Notes())
     assert [named[number].cgroup for number in paths] == [r"/\xff", r"/\xfe", "/ü"]
 
 
@@ -104,7 +105,7 @@ def test_label_value_is_utf8() -> None:
 @pytest.mark.parametrize("may_open", [True, False])
 def test_a_passing_fault_is_not_remembered(monkeypatch: pytest.MonkeyPatch, may_open: bool) -> None:
     root = FakeRoot({2: "/a"}, may_open=may_open)
-    names = Names(root, Notes())
+    names = Names(root, Notes(), Naming())
     with monkeypatch.context() as patched:
         fault = Mock(side_effect=OSError(errno.EMFILE, "too many open files"))
         patched.setattr(root, "path_of" if may_open else "walk", fault)
@@ -120,7 +121,7 @@ def test_what_is_noted_is_not_looked_for() -> None:
         4: NotedCgroup(ENDED, 7, ""),
         5: NotedCgroup(7, 0, ""),
     }
-    assert Names(root, Notes(noted, room=9)).resolve({2}, noted) == {
+    assert Names(root, Notes(noted, room=9), Naming()).resolve({2}, noted) == {
         2: Workload(cgroup="/a"),
         3: Workload(cgroup="/b"),
         5: UNKNOWN,
@@ -133,18 +134,18 @@ def test_what_is_looked_for_is_noted() -> None:
     notes = Notes(room=9)
     root = FakeRoot({1: "/", 2: "/a", 10: "/root"})
     root.id = 10
-    Names(root, notes).resolve({1, 2, 3, 10}, {})
+    Names(root, notes, Naming()).resolve({1, 2, 3, 10}, {})
     assert notes.keys() == {2, 3}
     assert notes[2] == (0, 0, "/a")
     assert notes[3].path == ""
     assert (notes[3].removed > 0, notes[3].released) == (True, 0)
-    assert Names(root, notes).resolve({2, 3}, notes) == {2: Workload(cgroup="/a"), 3: UNKNOWN}
+    assert Names(root, notes, Naming()).resolve({2, 3}, notes) == {2: Workload(cgroup="/a"), 3: UNKNOWN}
 
 
 def test_noted_when_there_is_room() -> None:
     notes = Notes({9: NotedCgroup(0, 0, "/z")}, room=1)
     root = FakeRoot({2: "/a", 3: "/" + "b" * LONGEST, 4: "/c"})
-    names = Names(root, notes)
+    names = Names(root, notes, Naming())
     assert names.resolve({2, 3, 4}, dict(notes)).keys() == {2, 3, 4, 9}
     assert notes.keys() == {9}
     assert root.opened == [2, 3, 4]
@@ -169,5 +170,5 @@ def test_what_cannot_be_seen_is_not_gone(sees_all: bool) -> None:
     """It has no name, and its end is for the kernel to tell."""
     root, notes = FakeRoot({}, may_open=False), Notes(room=1)
     root.sees_all = sees_all
-    assert Names(root, notes).resolve({2}, notes) == {2: UNKNOWN}
+    assert Names(root, notes, Naming()).resolve({2}, notes) == {2: UNKNOWN}
     assert bool(notes[2].removed) == sees_all

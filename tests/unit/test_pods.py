@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tests.unit.test_names import FakeRoot, Notes
 
-from sockledger.workloads.names import WAIT_SECONDS, Names, Workload
+from sockledger.workloads.names import WAIT_SECONDS, Names
+from sockledger.workloads.naming import Naming, Workload
 from sockledger.workloads.pods import SANDBOX, PodNames
 
 UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
@@ -29,11 +30,13 @@ def link(folder: Path, container: str, container_id: str, pod: str = "web-0", ui
 class Node:
     """Cgroups and links to logs, and the names that come of both at a time of our own."""
 
-    def __init__(self, folder: Path, *paths: str, rules: tuple[re.Pattern[str], ...] = ()) -> None:
+    def __init__(self, folder: Path, *paths: str, naming: Naming | None = None) -> None:
         self.folder = folder
         self.paths = dict(enumerate(paths, 2))
         self.now = 0.0
-        self._names = Names(FakeRoot(self.paths), Notes(), rules, PodNames(folder), clock=lambda: self.now)
+        self._names = Names(
+            FakeRoot(self.paths), Notes(), naming or Naming(), PodNames(folder), clock=lambda: self.now
+        )
 
     def named(self) -> dict[str, Workload]:
         return {self.paths[number]: each for number, each in self._names.resolve(self.paths, {}).items()}
@@ -144,7 +147,7 @@ def test_what_is_no_link_of_kubelets(folder: Path) -> None:
 
 def test_rules_come_first(folder: Path) -> None:
     link(folder, "nginx", ID)
-    node = Node(folder, f"{POD}/{ID}", rules=(re.compile("(?P<unit>kubepods)"),))
+    node = Node(folder, f"{POD}/{ID}", naming=Naming([re.compile("(?P<unit>kubepods)")]))
     assert node.named() == {f"{POD}/{ID}": Workload(unit="kubepods")}
 
 

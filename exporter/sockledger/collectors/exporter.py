@@ -18,6 +18,11 @@ WORKLOADS = Metric(
     MetricType.GAUGE,
     "Workloads that have traffic shown; those not told apart (unknown, other) are one each.",
 )
+OVER_LIMIT = Metric(
+    "sockledger_workloads_over_limit",
+    MetricType.GAUGE,
+    "Workloads that count as cgroup other, as there are more than limits.workloads.",
+)
 CONFIG_RELOAD = Metric(
     "sockledger_config_last_reload_successful",
     MetricType.GAUGE,
@@ -43,7 +48,7 @@ LOST_UPDATES = Metric(
     ("reason",),
     "reasons",
 )
-METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, CONFIG_RELOAD, BUILD_INFO)
+METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, OVER_LIMIT, CONFIG_RELOAD, BUILD_INFO)
 
 _NO_LABELS = Series([])
 
@@ -66,6 +71,7 @@ class Exporter:
                 [(Series([("reason", reason)]), updates) for reason, updates in books.lost_updates.items()],
             ),
             Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
+            Family(OVER_LIMIT, [(_NO_LABELS, books.over_limit)]),
             Family(CONFIG_RELOAD, [(_NO_LABELS, int(self._config_ok()))]),
             Family(BUILD_INFO, [(self._build, 1)]),
         ]

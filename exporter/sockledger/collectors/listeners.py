@@ -6,7 +6,7 @@ from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.ports import GROUP, PORTS, port_labels
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 _PER_PORT = "workloads x ports that they listen on"
 

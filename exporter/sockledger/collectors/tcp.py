@@ -11,7 +11,7 @@ from sockledger.kernel.datapath import Labels, ticks_per_second
 from sockledger.kernel.sums import Sums
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger, Record
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 # By number, in include/net/tcp_states.h. A time-wait socket has no cgroup, and a closed one is none of TCP's.
 STATES = {

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Account, Ledger
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 _SPLIT = ("protocol", "family")
 _PER_WORKLOAD = "workloads x protocols and families in use, typically 2 to 4"

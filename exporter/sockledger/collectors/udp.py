@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 RECEIVE_DROPS = Metric(
     "sockledger_udp_receive_drops",

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from sockledger.exposition.family import Series, go_float
 from sockledger.kernel.noted import boottime
 from sockledger.ledger.scrapers import Scrapers
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 logger = logging.getLogger(__name__)
 

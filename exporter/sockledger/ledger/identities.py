@@ -6,74 +6,104 @@ living cgroup.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from sockledger.kernel.noted import ENDED, CgroupLabels, NotedCgroup
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Workload
 
 logger = logging.getLogger(__name__)
+
+# Not told apart, so not among those that may be too many.
+_APART = {OVERFLOW, UNKNOWN}
 
 # Has the counters of cgroups stay with workloads; returns for which there is no room.
 Leave = Callable[[Mapping[int, Workload]], set[int]]
 
 
 class Identities:
-    """The names in force, by cgroup id."""
+    """The names in force, by cgroup id, of at most so many workloads that are told apart."""
 
-    def __init__(self, labels: CgroupLabels, root_id: int) -> None:
+    def __init__(self, labels: CgroupLabels, root_id: int, most: int) -> None:
         self._labels = labels
         self._root = {root_id}  # is not noted, and has a name all the same
-        self._known = {number: Workload._make(each) for number, each in labels.all().items()}
-        self._unwritten: set[int] = set()
+        self._most = most
+        self._noted = {number: Workload._make(each) for number, each in labels.all().items()}
+        self._known = dict(self._noted)  # those too for which there is no room in the map
         self._stuck = False
+        self.over_limit = 0  # workloads that count as `OVERFLOW`
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._noted)
 
     def of(self, cgroup_id: int) -> Workload | None:
         """Return what a cgroup is shown as, if that is known."""
         return self._known.get(cgroup_id)
 
     def settle(
-        self, named: Mapping[int, Workload], noted: Mapping[int, NotedCgroup], leave: Leave
+        self,
+        named: Mapping[int, Workload],
+        noted: Mapping[int, NotedCgroup],
+        counting: Collection[int],
+        leave: Leave,
     ) -> tuple[dict[int, Workload], bool]:
         """Return what each of the cgroups *named* is shown as, and whether any has left its counters.
 
         That is their name, but where there is no room to leave what they have counted: then the one before.
         Who is removed keeps that in any case: some of what he counts may be there already. And so does who is
-        not *named* now.
+        not *named* now. Of those that are *counting*, new ones beyond the limit are all one.
         """
-        for number in self._known.keys() - noted.keys() - self._root:
+        lasting = noted.keys() | self._root
+        for number in self._noted.keys() - lasting:
             self._labels.forget(number)
-            self._unwritten.discard(number)
-            del self._known[number]
+            del self._noted[number]
+        self._known = {
+            number: each for number, each in self._known.items() if number in lasting | named.keys()
+        }
         kept = {
             number: self._known[number]
             for number in self._known.keys() & noted.keys()
             if noted[number].removed != ENDED and (noted[number].removed or number not in named)
         }
         named = {**named, **kept}
-        lasting = named.keys() & (noted.keys() | self._root)
-        new = {number for number in lasting if self._known.get(number) != named[number]}
+        named |= self._limited({number: named[number] for number in named.keys() & counting}, kept)
+        new = {number for number in named.keys() & counting if self._known.get(number) != named[number]}
         renamed = {number: self._known[number] for number in new & self._known.keys()}
         staying = leave(renamed) if renamed else set()
-        for number in new - staying:
-            self._known[number] = named[number]
-            self._unwritten.add(number)
-        self._write()
+        self._known |= {number: named[number] for number in new - staying}
+        self._write(lasting)
         return {**named, **{number: renamed[number] for number in staying}}, bool(renamed.keys() - staying)
 
-    def _write(self) -> None:
+    def _limited(self, named: dict[int, Workload], kept: Collection[int]) -> dict[int, Workload]:
+        """Return the names with those that are too many replaced; the first are those that are shown so."""
+        self.over_limit = max(0, len({*named.values()} - _APART) - self._most)
+        if not self.over_limit:
+            return named
+        apart = {named[number] for number in named.keys() & kept} - _APART
+        for number in sorted(
+            named.keys() - kept, key=lambda each: (self._known.get(each) != named[each], each)
+        ):
+            workload = named[number]
+            if workload in _APART or workload in apart:
+                continue
+            if len(apart) < self._most:
+                apart.add(workload)
+            else:
+                named[number] = OVERFLOW
+        return named
+
+    def _write(self, lasting: Collection[int]) -> None:
         """Write down names before they are shown; without memory for it another time."""
         try:
-            for number in list(self._unwritten):
-                self._labels.note(number, self._known[number])
-                self._unwritten.discard(number)
+            for number in self._known.keys() & lasting:
+                if self._noted.get(number) != (each := self._known[number]):
+                    self._labels.note(number, each)
+                    self._noted[number] = each
+            self._stuck = False
         except OSError as error:
             if not self._stuck:
                 logger.warning(
-                    "not noted what all cgroups are shown as: after a restart with other rules, some may be "
-                    "shown twice",
+                    "not noted what all cgroups are shown as: after a restart with other settings, some "
+                    "may be shown twice",
                     extra={"error": str(error)},
                 )
-        self._stuck = bool(self._unwritten)
+            self._stuck = True

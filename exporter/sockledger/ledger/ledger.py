@@ -1,10 +1,9 @@
 """The ledger: flushes the kernel half and holds what the last flush found. User space keeps no sums."""
 
 import logging
-import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,12 +17,14 @@ from sockledger.ledger.identities import Identities
 from sockledger.ledger.ports import PORTS, Ports
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
 from sockledger.ledger.retirement import Retirement, Tables
-from sockledger.workloads.names import OVERFLOW, Names, Workload, label_value
+from sockledger.workloads.names import Names
+from sockledger.workloads.naming import OVERFLOW, Naming, Workload, label_value
 
 logger = logging.getLogger(__name__)
 
 MAX_AGE_SECONDS = 1.0  # a scrape flushes anew what is older
 _WORD = (1 << 64) - 1
+MOST_WORKLOADS = 2000
 OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 
 # By reason of a lost update: said once, when it first occurs.
@@ -74,6 +75,7 @@ class Books:
     attach_points: dict[AttachPoint, Traffic]
     lost_updates: dict[str, int]  # by reason
     entries: dict[str, int]  # in use, by map
+    over_limit: int  # workloads that are not told apart, as there are too many
     seconds: float  # how long the flush took
     began: int  # CLOCK_BOOTTIME in nanoseconds
 
@@ -88,14 +90,15 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
-        rules: Sequence[re.Pattern[str]] = (),
+        naming: Naming | None = None,
+        most_workloads: int = MOST_WORKLOADS,
         births: Births | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
-        *rules* are users' own, by which workloads are named. *births* are told whose sums have ended, and
-        know what scrapers have seen.
+        Of workloads, told apart by *naming*, there are at most *most_workloads*; others count as
+        `OVERFLOW`. *births* are told whose sums have ended, and know what scrapers have seen.
         """
         self.datapath = datapath
         self._births = births or Births({}, clock=clock)
@@ -107,13 +110,13 @@ class Ledger:
         self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
         self._meters = meters
-        self._names = Names(root, datapath.cgroups, rules)
-        self._identities = Identities(datapath.cgroup_labels, root.id)
+        self._names = Names(root, datapath.cgroups, naming or Naming())
+        self._identities = Identities(datapath.cgroup_labels, root.id, most_workloads)
         self._flushed = float("-inf")
         self._detached: set[str] = set()
         self._lost = datapath.lost_before
         self._warned: set[str] = set()
-        self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0.0, 0)
+        self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0, 0.0, 0)
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -161,7 +164,10 @@ class Ledger:
         asked = {each for each in ids if 0 < each < RETIRED}
         tables = self._tables(totals, sums)
         named, have_left = self._identities.settle(
-            self._names.resolve(asked, noted), noted, lambda renamed: self._retirement.leave(renamed, tables)
+            self._names.resolve(asked, noted),
+            noted,
+            asked,
+            lambda renamed: self._retirement.leave(renamed, tables),
         )
         if have_left:
             totals, sums = dict(self.datapath.totals()), self._sums()
@@ -186,6 +192,7 @@ class Ledger:
             | {"totals": len(totals), "cgroups": len(noted), "cgroup_labels": len(self._identities)}
             | {"label_sets": len(self._retirement.label_sets)}
             | {name: len(rows) for name, rows in sums.items()},
+            over_limit=self._identities.over_limit,
             seconds=self._flushed - start,
             began=began,
         )

@@ -16,7 +16,7 @@ from sockledger.exposition.family import Series
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.sums import QUEUES
 from sockledger.ledger.births import Births
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 GROUP = "sockledger_tcp_listen_drops"
 PORTS = "listen_totals"

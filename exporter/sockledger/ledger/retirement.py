@@ -30,7 +30,7 @@ from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.scrapers import RECENT
-from sockledger.workloads.names import Workload
+from sockledger.workloads.naming import Workload
 
 logger = logging.getLogger(__name__)
 

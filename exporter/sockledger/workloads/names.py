@@ -1,44 +1,20 @@
 """From a cgroup's id to the workload that people know."""
 
 import logging
-import os
-import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
-from sockledger.workloads.paths import Identity, identify
+from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Naming, Workload
+from sockledger.workloads.paths import cut
 from sockledger.workloads.pods import PodNames
 
 logger = logging.getLogger(__name__)
 
-
-class Workload(NamedTuple):
-    """The five labels of every workload's series, empty where they do not apply.
-
-    An empty label, given by us, keeps Prometheus from filling in our own pod's.
-    """
-
-    namespace: str = ""
-    pod: str = ""
-    container: str = ""
-    unit: str = ""
-    cgroup: str = ""
-
-
-OVERFLOW = Workload(cgroup="other")  # totals that found their map full
-UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
-
 HIERARCHY = 1  # the id of the hierarchy's root, and of the kernel's own packets
 WAIT_SECONDS = 5.0  # for the name of a new container
-_ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
-
-
-def label_value(path: str) -> str:
-    r"""Return a cgroup's path, or a part of it, as it is shown: what is not UTF-8 as ``\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class CgroupNotes(Protocol):
@@ -65,14 +41,13 @@ class Names:
         self,
         root: CgroupRoot,
         notes: CgroupNotes,
-        rules: Sequence[re.Pattern[str]] = (),
+        naming: Naming,
         pods: PodNames | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*rules* are users' own, as `_by_path` takes them."""
         self._root = root
         self._notes = notes
-        self._rules = rules
+        self._naming = naming
         self._pods = pods or PodNames()
         self._clock = clock
         self._paths: dict[int, str] = {}
@@ -128,15 +103,20 @@ class Names:
 
     def _name(self, path: str) -> tuple[Workload, bool]:
         """Return what a path is called, as far as it is known, and whether that is final."""
-        workload, identity = _by_path(path, self._rules)
-        if not identity.pod_uid:
-            return workload, True
-        uid, number = identity.pod_uid, identity.container_id
-        found = self._pods.find(uid, number)
-        if best := found or self._pods.guess(uid):
-            container = best.name or workload.container
-            workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
-        return Workload(*map(label_value, workload)), found is not None
+        if not path:
+            return UNKNOWN, True
+        if not self._naming.tells_apart(path):
+            return OVERFLOW, True
+        path = cut(path, self._naming.level)
+        workload, identity = self._naming.by_path(path)
+        final = True
+        if uid := identity.pod_uid:
+            found = self._pods.find(uid, identity.container_id)
+            final = found is not None
+            if best := found or self._pods.guess(uid):
+                container = best.name or workload.container
+                workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
+        return self._naming.shown(workload, path), final
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""
@@ -147,23 +127,3 @@ class Names:
             now = boottime()
             # a path that is too long is known to this daemon alone
             self._notes.note(cgroup_id, path, now) or self._notes.note(cgroup_id, "", now)
-
-
-def _by_path(path: str, rules: Sequence[re.Pattern[str]]) -> tuple[Workload, Identity]:
-    """Return the workload of a cgroup, by its path below the root, and what its name was made of.
-
-    The first of *rules* that is found in the path names it, by its groups, which are called as labels. Where
-    nothing better names it, the path does; if that is empty, nobody knows it.
-    """
-    identity = Identity()
-    if not path:
-        return UNKNOWN, identity
-    for rule in rules:
-        if match := rule.search(path):
-            workload = Workload(**{name: text or "" for name, text in match.groupdict().items()})
-            break
-    else:
-        identity = identify(path)
-        container = identity.container or identity.container_id[:_ID_CHARACTERS]
-        workload = Workload(pod=identity.pod_uid, container=container, unit=identity.unit)
-    return Workload(*map(label_value, workload if any(workload) else Workload(cgroup=path))), identity

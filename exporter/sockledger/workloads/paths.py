@@ -94,10 +94,30 @@ _MANAGER = re.compile(r"(?:user|capsule)@[^/]+\.service")
 _ESCAPE = re.compile(rb"\\x(?!00)([0-9a-f]{2})")  # no label has a NUL
 
 
+LEAF, CONTAINER, POD, UNIT = LEVELS = ("leaf", "container", "pod", "unit")
+
+
+def cut(path: str, level: str | int) -> str:
+    """Return a path up to the container, pod or unit that *level* asks for, or so many components of it.
+
+    One that has no such part is returned whole, and so is each for `LEAF`. The unit is the host's.
+    """
+    if isinstance(level, int):
+        return "/".join(path.split("/")[: level + 1])
+    end = len(path)
+    if level == UNIT:
+        end = _units(path)[1] or end
+    elif pod := _POD.search(path) if level == POD else None:
+        end = pod.end()
+    elif level == CONTAINER and (found := _pod(path) or _container(path)):
+        end = found[1]
+    return path[:end]
+
+
 def identify(path: str) -> Identity:
     """Return whose a cgroup is, by its path below the root."""
     found, end = _pod(path) or _container(path) or (Identity(), 0)
-    return found._replace(unit=_unit(path[end:]))
+    return found._replace(unit=_units(path[end:])[0])
 
 
 def _pod(path: str) -> tuple[Identity, int] | None:
@@ -129,14 +149,16 @@ def _unescaped(name: str) -> str:
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(name)))
 
 
-def _unit(path: str) -> str:
-    """Return the unit that a path begins with, a user's with its manager's; else its last slice.
+def _units(path: str) -> tuple[str, int]:
+    """Return the unit that a path begins with, a user's with its manager's, and where the first of them ends.
 
-    What a service makes below its own cgroup is its own.
+    What a service makes below its own cgroup is its own. Where there is none it is the last slice, 0.
     """
     units: list[str] = []
     last_slice = ""
+    at = first = 0
     for part in path.split("/")[1:]:
+        at += 1 + len(part)
         name = part.removeprefix("_")  # where it would be called as one of the kernel's files (cg_escape)
         if not _UNIT.fullmatch(name):
             break
@@ -144,6 +166,7 @@ def _unit(path: str) -> str:
             last_slice = name
             continue
         units.append(name)
+        first = first or at
         if not _MANAGER.fullmatch(name):
             break
-    return "/".join(units) or last_slice
+    return "/".join(units) or last_slice, first

@@ -1,0 +1,82 @@
+"""What a cgroup is called by its path, and which are told apart at all, as users want it."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from sockledger.workloads.paths import LEAF, Identity, identify
+
+
+class Workload(NamedTuple):
+    """The five labels of every workload's series, empty where they do not apply.
+
+    An empty label, given by us, keeps Prometheus from filling in our own pod's.
+    """
+
+    namespace: str = ""
+    pod: str = ""
+    container: str = ""
+    unit: str = ""
+    cgroup: str = ""
+
+
+OVERFLOW = Workload(cgroup="other")  # totals that found their map full, and what is not told apart
+UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
+
+_ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
+
+
+def label_value(path: str) -> str:
+    r"""Return a cgroup's path, or a part of it, as it is shown: what is not UTF-8 as ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How workloads are told apart. What is not, is summed."""
+
+    rules: Sequence[re.Pattern[str]] = ()  # the first that is found in a path names it, by its groups
+    level: str | int = LEAF  # what is below it is not told apart: see `paths.cut`
+    hidden: frozenset[str] = frozenset()  # labels that are always empty
+    with_path: bool = False  # whether what has another name is told apart by its path, too
+    include: Sequence[str] = ()  # globs of cgroups that are told apart with all below them; none: all
+    exclude: Sequence[str] = ()  # and of others that are not
+
+    def tells_apart(self, path: str) -> bool:
+        """Whether a cgroup is told apart from others."""
+        included = not self.include or _matches_any(path, self.include)
+        return included and not _matches_any(path, self.exclude)
+
+    def by_path(self, path: str) -> tuple[Workload, Identity]:
+        """Return what a path says of whose it is, and what runtimes and managers call it, if no rule does."""
+        for rule in self.rules:
+            if match := rule.search(path):
+                return Workload(**{name: text or "" for name, text in match.groupdict().items()}), Identity()
+        found = identify(path)
+        container = found.container or found.container_id[:_ID_CHARACTERS]
+        return Workload(pod=found.pod_uid, container=container, unit=found.unit), found
+
+    def shown(self, workload: Workload, path: str) -> Workload:
+        """Return a workload as it is shown: where nothing better names it, by its path."""
+        if self.with_path or not any(workload):
+            workload = workload._replace(cgroup=path)
+        return Workload(
+            *("" if name in self.hidden else label_value(text) for name, text in workload._asdict().items())
+        )
+
+
+def _matches_any(path: str, globs: Sequence[str]) -> bool:
+    parts = path.strip("/").split("/")
+    return any(_is_below(parts, glob.strip("/").split("/")) for glob in globs)
+
+
+def _is_below(path: Sequence[str], glob: Sequence[str]) -> bool:
+    """Whether a path, or one above it, is as a glob has it."""
+    if not glob:
+        return True
+    if glob[0] == "**":
+        return any(_is_below(path[skipped:], glob[1:]) for skipped in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], glob[0]) and _is_below(path[1:], glob[1:])
