@@ -14,6 +14,7 @@ from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.kernel.objects import Change, build
 from tests.kernel.tcp import Ends, cookie_of, deaf_socket, flushing_udp, followed, meminfo_drops, tcp_losses
 from tests.kernel.traffic import Generator, scaled
+from tests.patience import SCALE
 
 from sockledger.kernel import datapath
 from sockledger.kernel.cgroups import CgroupRoot
@@ -154,7 +155,7 @@ def test_no_flush_reads_what_was_released(below: CgroupRoot, ends: Ends) -> None
 def test_short_lives_have_dropped_nothing(below: CgroupRoot, ends: Ends) -> None:
     """Their memory is used again before a flush comes: by cgroups, for one."""
     with attached(below) as path:
-        for _ in range(scaled(10)):
+        for _ in range(10 if SCALE == 1 else 1):
             with ExitStack() as stack:
                 for number in range(500):
                     cgroup = stack.enter_context(new_cgroup(ends.server.path, str(number)))
