@@ -84,10 +84,19 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """What knows containers by their names."""
+
+    socket: Path | None = None  # None: it is not asked
+
+
+@dataclass(frozen=True, slots=True)
 class Workloads:
     """What cgroups are called."""
 
     rules: tuple[Rule, ...] = ()
+    docker: Engine = field(default_factory=Engine)
+    podman: Engine = field(default_factory=Engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +310,16 @@ def _glob(node: yaml.Node) -> str:
     return glob
 
 
+def _path(node: yaml.Node) -> Path:
+    if not _has_tag(node, "str"):
+        raise ValueError("is not a string")
+    if not node.value.startswith("/"):
+        raise ValueError('does not begin with "/"')
+    if "\0" in node.value:
+        raise ValueError("has a NUL")
+    return Path(node.value)
+
+
 def _rule(node: yaml.Node) -> re.Pattern[str]:
     if not _has_tag(node, "str"):
         raise ValueError("is not a string")
@@ -413,7 +432,11 @@ _CONFIG = _Section(
                         },
                         required=("match",),
                     )
-                )
+                ),
+                **dict.fromkeys(
+                    ("docker", "podman"),
+                    _Section(Engine, {"socket": _Value(_path, "an absolute path, such as /run/docker.sock")}),
+                ),
             },
         ),
         "labels": _Section(

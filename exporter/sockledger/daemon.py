@@ -33,6 +33,8 @@ from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
+from sockledger.workloads.engines import EngineNames
+from sockledger.workloads.names import Names
 from sockledger.workloads.naming import Naming, Workload
 
 logger = logging.getLogger(__name__)
@@ -246,7 +248,7 @@ class Daemon:
             root,
             meters,
             gone=self._config.persist.gone,
-            naming=_naming(self._config),
+            names=_names(root, datapath, self._config),
             most_workloads=self._config.limits.workloads,
             births=births,
         )
@@ -383,16 +385,19 @@ class Daemon:
         return False
 
 
-def _naming(configured: Config) -> Naming:
-    labels = configured.labels
-    return Naming(
-        rules=[rule.match for rule in configured.workloads.rules],
+def _names(root: cgroups.CgroupRoot, datapath: DataPath, configured: Config) -> Names:
+    labels, workloads = configured.labels, configured.workloads
+    naming = Naming(
+        rules=[rule.match for rule in workloads.rules],
         level=configured.aggregate,
         hidden=frozenset(name for name in Workload._fields if getattr(labels, name) == NEVER),
         with_path=labels.cgroup == ALWAYS,
         include=configured.include,
         exclude=configured.exclude,
     )
+    sockets = {"docker": workloads.docker.socket, "podman": workloads.podman.socket}
+    engines = EngineNames({runtime: path for runtime, path in sockets.items() if path})
+    return Names(root, datapath.cgroups, naming, engines=engines)
 
 
 def _say_stopping(number: signal.Signals) -> None:

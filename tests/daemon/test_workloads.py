@@ -9,10 +9,14 @@ from tests.daemon.support import Page, Surroundings
 from tests.daemon.test_signals import reload
 from tests.daemon.traffic import send_datagrams
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
+from tests.patience import eventually
 from tests.scrapes import Scrapes
+from tests.unit.test_engines import Engine, engine
 from tests.unit.test_pods import link
 
 from sockledger.workloads.naming import Workload
+
+__all__ = ["engine"]  # a fixture
 
 UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
 ID = "0123456789abcdef" * 4
@@ -93,6 +97,17 @@ def test_named_by_the_links_to_logs(place: Surroundings, netns: Netns, tmp_path:
     daemon.process.kill()
     daemon.process.wait()
     assert sent(place.run(prefix=prefix).settled()) == truth
+
+
+def test_named_by_an_engine(place: Surroundings, netns: Netns, engine: Engine) -> None:
+    flag = place.configure(f"workloads: {{docker: {{socket: {engine.path}}}}}")
+    engine.name(ID, "/web")
+    daemon = place.run(flag)
+    with ExitStack() as stack:
+        cgroup = make(place, stack, f"system.slice/docker-{ID}.scope")
+        truth = send_datagrams(netns, cgroup, cgroup, number=1)
+        eventually(lambda: sent(daemon.settled()) == {Workload(container="web"): truth})
+    assert engine.asked == {ID: 1}
 
 
 def test_named_otherwise(place: Surroundings, netns: Netns) -> None:

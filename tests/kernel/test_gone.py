@@ -46,6 +46,7 @@ from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import MOST_WORKLOADS, Ledger
 from sockledger.ledger.retirement import label_set_id
 from sockledger.ledger.scrapers import RECENT
+from sockledger.workloads.names import Names
 from sockledger.workloads.naming import Naming, Workload
 
 HEADERS = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
@@ -851,7 +852,7 @@ class Daemon:
             below,
             meters,
             gone=GONE,
-            naming=naming,
+            names=Names(below, path.cgroups, naming or Naming()),
             most_workloads=most_workloads,
             births=self._births,
             clock=clock,

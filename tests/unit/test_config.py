@@ -13,6 +13,7 @@ from sockledger.config import (
     Attach,
     Config,
     ConfigError,
+    Engine,
     Flush,
     Labels,
     Limits,
@@ -83,6 +84,8 @@ workloads:
   rules:
   - match: /(?P<unit>a)/
   - {match: "(?P<namespace>b)(?P<pod>c)(?P<container>d)?"}
+  docker: {socket: /run/docker.sock}
+  podman: {socket: /run/podman/podman.sock}
 """
     assert load_text(scratch, text) == Config(
         Attach(meters=("/a.slice/*", "/b [1]/?")),
@@ -93,7 +96,9 @@ workloads:
             (
                 Rule(re.compile("/(?P<unit>a)/")),
                 Rule(re.compile("(?P<namespace>b)(?P<pod>c)(?P<container>d)?")),
-            )
+            ),
+            docker=Engine(Path("/run/docker.sock")),
+            podman=Engine(Path("/run/podman/podman.sock")),
         ),
         Labels("auto", "never", "never", "never", "always"),
         "pod",
@@ -369,6 +374,21 @@ RULES = {
         "workloads: {rules: [{match: '(?P<pod>a)(?P<cgroup>b)'}]}",
         '1: workloads.rules[0].match: "(?P<pod>a)(?P<cgroup>b)" has a group cgroup, which is no label',
         MATCH,
+    ),
+    "socket that is no path": (
+        "workloads: {docker: {socket: tcp://localhost:2375}}",
+        '1: workloads.docker.socket: "tcp://localhost:2375" does not begin with "/"',
+        "an absolute path, such as /run/docker.sock",
+    ),
+    "socket that is a number": (
+        "workloads: {podman: {socket: 1}}",
+        "1: workloads.podman.socket: 1 is not a string",
+        "an absolute path, such as /run/docker.sock",
+    ),
+    "socket with a NUL": (
+        'workloads: {podman: {socket: "/a\\0"}}',
+        '1: workloads.podman.socket: "/a\\x00" has a NUL',
+        "an absolute path, such as /run/docker.sock",
     ),
     "level that is none": (
         "aggregate: node",

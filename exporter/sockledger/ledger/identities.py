@@ -6,7 +6,7 @@ living cgroup.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 
 from sockledger.kernel.noted import ENDED, CgroupLabels, NotedCgroup
 from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Workload
@@ -30,6 +30,7 @@ class Identities:
         self._noted = {number: Workload._make(each) for number, each in labels.all().items()}
         self._known = dict(self._noted)  # those too for which there is no room in the map
         self._stuck = False
+        self._shown: set[Workload] = set()  # that are told apart, and count
         self.over_limit = 0  # workloads that count as `OVERFLOW`
 
     def __len__(self) -> int:
@@ -64,31 +65,39 @@ class Identities:
             for number in self._known.keys() & noted.keys()
             if noted[number].removed != ENDED and (noted[number].removed or number not in named)
         }
-        named = {**named, **kept}
-        named |= self._limited({number: named[number] for number in named.keys() & counting}, kept)
-        new = {number for number in named.keys() & counting if self._known.get(number) != named[number]}
+        named = self._limited({**named, **kept}, counting, kept.keys())
+        new = {number for number in named if self._known.get(number) != named[number]}
         renamed = {number: self._known[number] for number in new & self._known.keys()}
         staying = leave(renamed) if renamed else set()
         self._known |= {number: named[number] for number in new - staying}
         self._write(lasting)
         return {**named, **{number: renamed[number] for number in staying}}, bool(renamed.keys() - staying)
 
-    def _limited(self, named: dict[int, Workload], kept: Collection[int]) -> dict[int, Workload]:
-        """Return the names with those that are too many replaced; the first are those that are shown so."""
-        self.over_limit = max(0, len({*named.values()} - _APART) - self._most)
-        if not self.over_limit:
-            return named
-        apart = {named[number] for number in named.keys() & kept} - _APART
-        for number in sorted(
-            named.keys() - kept, key=lambda each: (self._known.get(each) != named[each], each)
-        ):
-            workload = named[number]
-            if workload in _APART or workload in apart:
-                continue
-            if len(apart) < self._most:
-                apart.add(workload)
-            else:
-                named[number] = OVERFLOW
+    def _limited(
+        self, named: dict[int, Workload], counting: Collection[int], kept: Set[int]
+    ) -> dict[int, Workload]:
+        """Return the names with those that are too many replaced: the last that came to count.
+
+        And those of who does not count yet, so that he has nothing to leave when he does.
+        """
+        shown = named.keys() & counting
+        wanted = {named[number] for number in shown} - _APART
+        self.over_limit = max(0, len(wanted) - self._most)
+        if self.over_limit:
+            before, wanted = self._shown, {named[number] for number in shown & kept} - _APART
+
+            def rank(number: int) -> tuple[bool, bool, int]:
+                workload = named[number]
+                return workload not in before, self._known.get(number) != workload, number
+
+            for number in sorted(shown - kept, key=rank):
+                if named[number] not in _APART and len(wanted) < self._most:
+                    wanted.add(named[number])
+            told_apart = wanted | _APART
+            for number in named.keys() - kept:
+                if named[number] not in told_apart:
+                    named[number] = OVERFLOW
+        self._shown = wanted
         return named
 
     def _write(self, lasting: Collection[int]) -> None:

@@ -90,15 +90,15 @@ class Ledger:
         meters: Meters,
         *,
         gone: float = 600.0,
-        naming: Naming | None = None,
+        names: Names | None = None,
         most_workloads: int = MOST_WORKLOADS,
         births: Births | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
-        Of workloads, told apart by *naming*, there are at most *most_workloads*; others count as
-        `OVERFLOW`. *births* are told whose sums have ended, and know what scrapers have seen.
+        Of workloads, as *names* has them, there are at most *most_workloads*; others count as `OVERFLOW`.
+        *births* are told whose sums have ended, and know what scrapers have seen.
         """
         self.datapath = datapath
         self._births = births or Births({}, clock=clock)
@@ -110,7 +110,7 @@ class Ledger:
         self.reconciliation = Reconciliation(*datapath.reconciliation())
         self._root = root
         self._meters = meters
-        self._names = Names(root, datapath.cgroups, naming or Naming())
+        self._names = names or Names(root, datapath.cgroups, Naming())
         self._identities = Identities(datapath.cgroup_labels, root.id, most_workloads)
         self._flushed = float("-inf")
         self._detached: set[str] = set()

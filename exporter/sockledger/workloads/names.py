@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
+from sockledger.workloads.engines import EngineNames
 from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Naming, Workload
 from sockledger.workloads.paths import cut
 from sockledger.workloads.pods import PodNames
@@ -26,8 +27,16 @@ class CgroupNotes(Protocol):
         """Note a cgroup that is not there, *gone* since then; return whether there is room for it."""
 
 
+class _Name(NamedTuple):
+    """What a path is called. Unless that is *final* a better one may come, and soon if it is *awaited*."""
+
+    workload: Workload
+    final: bool = True
+    awaited: bool = False
+
+
 class _Known(NamedTuple):
-    """What is known of a path. A name that is not *final* may still come, or be a better one."""
+    """What is known of a path; no workload: its name is waited for."""
 
     workload: Workload | None
     final: bool
@@ -43,12 +52,14 @@ class Names:
         notes: CgroupNotes,
         naming: Naming,
         pods: PodNames | None = None,
+        engines: EngineNames | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
         self._notes = notes
         self._naming = naming
         self._pods = pods or PodNames()
+        self._engines = engines or EngineNames()
         self._clock = clock
         self._paths: dict[int, str] = {}
         self._known: dict[str, _Known] = {}  # by path: each is looked at once, if its name is final
@@ -86,37 +97,42 @@ class Names:
 
     def of_path(self, path: str) -> Workload:
         """Return what a cgroup of this path is called, or might be."""
-        return self._name(path)[0]
+        return self._name(path).workload
 
     def _look_at(self, paths: Collection[str]) -> None:
         """Name *paths*, and forget all others."""
-        new_names, now = self._pods.look(), self._clock()
+        now = self._clock()
+        new_names = any([self._pods.look(), self._engines.look()])
         known: dict[str, _Known] = {}
         for path in paths:
             each = self._known.get(path) or _Known(None, final=False, since=now)
             if not each.workload or (new_names and not each.final):
-                workload, final = self._name(path)
-                may_come = not final and self._pods.present and now - each.since < WAIT_SECONDS
-                each = each._replace(workload=None if may_come else workload, final=final)
+                name = self._name(path)
+                waiting = name.awaited and now - each.since < WAIT_SECONDS
+                each = each._replace(workload=None if waiting else name.workload, final=name.final)
             known[path] = each
         self._known = known
 
-    def _name(self, path: str) -> tuple[Workload, bool]:
-        """Return what a path is called, as far as it is known, and whether that is final."""
+    def _name(self, path: str) -> _Name:
+        """Return what a path is called, as far as it is known."""
         if not path:
-            return UNKNOWN, True
+            return _Name(UNKNOWN)
         if not self._naming.tells_apart(path):
-            return OVERFLOW, True
+            return _Name(OVERFLOW)
         path = cut(path, self._naming.level)
         workload, identity = self._naming.by_path(path)
-        final = True
+        final, awaited = True, False
         if uid := identity.pod_uid:
             found = self._pods.find(uid, identity.container_id)
-            final = found is not None
+            final, awaited = found is not None, not found and self._pods.present
             if best := found or self._pods.guess(uid):
                 container = best.name or workload.container
                 workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
-        return self._naming.shown(workload, path), final
+        elif identity.container_id and self._engines.know(identity.runtime):
+            name = self._engines.find(identity.runtime, identity.container_id)
+            final, awaited = name is not None, name is None
+            workload = workload._replace(container=name or workload.container)
+        return _Name(self._naming.shown(workload, path), final, awaited)
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""
