@@ -10,9 +10,10 @@ OBJECTS := $(OBJECT) exporter/sockledger/kernel/move.bpf.o
 
 RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make python3 python3-venv
 TEST_PACKAGES := clang-format nftables iproute2 ethtool iputils-ping bpftool prometheus strace
+CLUSTER_PACKAGES := etcd-server containerd runc containernetworking-plugins busybox-static openssl curl procps
 KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static file python3-venv
 
-.PHONY: run test test-full test-kernels bench soak lint format docs build wheel clean packages-run packages-test packages-kernels
+.PHONY: run test test-full test-kernels test-cluster bench soak lint format docs build wheel clean packages-run packages-test packages-cluster packages-kernels
 
 run: build
 	$(BIN)/sockledger run --no-pin $(ARGS)
@@ -26,6 +27,11 @@ test-full: packages-test build
 # The kernel tests again under Debian's 6.1 and 6.12, in virtual machines, with a twentieth of the traffic.
 test-kernels: packages-kernels packages-test build
 	tests/kernels/run
+
+# Pods of every kind in a real Kubernetes of one node, which Go builds from source.
+test-cluster: packages-cluster packages-test build
+	tests/cluster/cluster build
+	$(BIN)/pytest tests/cluster $(ARGS)
 
 bench: packages-test build
 	$(BIN)/python -m tests.bench $(ARGS)
@@ -66,6 +72,7 @@ wheel: build
 
 packages-run: ; @./install-packages $(RUN_PACKAGES)
 packages-test: ; @./install-packages $(TEST_PACKAGES)
+packages-cluster: ; @./install-packages $(CLUSTER_PACKAGES)
 packages-kernels: ; @./install-packages $(KERNELS_PACKAGES)
 
 clean:

@@ -1,93 +1,22 @@
 """Up to PromQL: what a real Prometheus has stored is what was sent, to the byte."""
 
-import json
 import subprocess
 import time
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.daemon.support import Daemon, Surroundings, free_port
+from tests.daemon.prometheus import Prometheus
+from tests.daemon.support import Daemon, Surroundings
 from tests.daemon.traffic import converse, ping, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup
 from tests.kernel.traffic import scaled
 from tests.patience import PATIENCE, eventually
 
-CONFIGURATION = """\
-global: {{scrape_interval: 1s, scrape_timeout: 1s}}
-scrape_configs:
-  - {{job_name: sockledger, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}
-"""
 Labels = tuple[str, ...]  # direction, cgroup, protocol, family
 MEASURES = ("receive_bytes_total", "receive_packets_total", "transmit_bytes_total", "transmit_packets_total")
-
-
-class Prometheus:
-    """A server that scrapes one daemon each second."""
-
-    def __init__(self, folder: Path, daemon: Daemon) -> None:
-        self._port = free_port()
-        folder.mkdir()
-        (folder / "prometheus.yml").write_text(CONFIGURATION.format(port=daemon.port))
-        self._log = (folder / "log").open("wb")
-        self._process = subprocess.Popen(
-            (
-                "prometheus",
-                f"--config.file={folder}/prometheus.yml",
-                f"--storage.tsdb.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{self._port}",
-            ),
-            stderr=self._log,
-            env={"GOMAXPROCS": "2", "GOMEMLIMIT": "300MiB", "PATH": "/usr/bin"},
-        )
-
-    def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(PATIENCE)
-        finally:
-            self._process.kill()
-            self._log.close()
-
-    def _get(self, path: str, **parameters: str) -> bytes:
-        url = f"http://127.0.0.1:{self._port}{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
-            return bytes(response.read())
-
-    def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        parameters = {"query": expression} | ({"time": repr(at)} if at else {})
-        result: list[dict[str, Any]] = json.loads(self._get("/api/v1/query", **parameters))["data"]["result"]
-        return result
-
-    def value(self, expression: str, at: float | None = None) -> float:
-        (only,) = self.query(expression, at)
-        return float(only["value"][1])
-
-    def scrapes(self) -> int:
-        """How many there have been."""
-        try:
-            return sum(len(series["values"]) for series in self.query("up[10m]"))
-        except OSError:
-            return 0  # it starts
-
-    def wait_for_scrapes(self, number: int) -> None:
-        """Wait for as many more; so many that begin after now are one less."""
-        wanted = self.scrapes() + number
-        eventually(lambda: self.scrapes() >= wanted, "scrapes")
-
-    def complaints(self) -> dict[str, float]:
-        """Its own counters of samples that it would not take."""
-        found = {}
-        for line in self._get("/metrics").decode().splitlines():
-            name, _, value = line.rpartition(" ")
-            if name.startswith("prometheus_target_scrapes_") and float(value):
-                found[name] = float(value)
-        return found
 
 
 @pytest.fixture
@@ -97,7 +26,7 @@ def daemon(place: Surroundings) -> Daemon:
 
 @pytest.fixture
 def prometheus(daemon: Daemon, tmp_path: Path) -> Iterator[Prometheus]:
-    made = Prometheus(tmp_path / "prometheus", daemon)
+    made = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{daemon.port}")
     try:
         yield made
     finally:
@@ -109,7 +38,7 @@ def test_a_thousand_short_lives(place: Surroundings, netns: Netns, tmp_path: Pat
     daemon = place.run(place.configure("persist: {gone: 1s}"))
     truth: Counter[str] = Counter()
     count, at_once = scaled(1000), 50
-    with closing(Prometheus(tmp_path / "prometheus", daemon)) as prometheus:
+    with closing(Prometheus(tmp_path / "prometheus", f"127.0.0.1:{daemon.port}")) as prometheus:
         prometheus.wait_for_scrapes(2)
         for first in range(0, count, at_once):
             with ExitStack() as stack:
