@@ -44,6 +44,7 @@ GRACE_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.2
 ATTACHMENTS_POLL_SECONDS = 2.0  # a look takes 20 ms; a reload without pins has nothing attached for 1 s
 MEND_SECONDS = 30.0
+LOOK_SECONDS = 1.0
 RETRY_SECONDS = 10.0  # after a flush that failed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -281,6 +282,7 @@ class Daemon:
         tasks = [
             asyncio.create_task(self._flush_for_ever(ledger)),
             asyncio.create_task(self._mend_for_ever(datapath)),
+            asyncio.create_task(self._look_for_names_for_ever(ledger)),
         ]
         logger.info(
             "counting",
@@ -320,6 +322,15 @@ class Daemon:
                 await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
             except Exception:
                 logger.exception("look at programs and pins failed")
+
+    async def _look_for_names_for_ever(self, ledger: Ledger) -> None:
+        """Look for names: a pod may be gone before the next flush, and its name with it."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, ledger.look_for_names)
+            except Exception:
+                logger.exception("look for names failed")
 
     def _look_after(self, datapath: DataPath) -> bool:
         """Attach and pin again; return whether all is attached, and pinned."""

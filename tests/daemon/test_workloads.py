@@ -1,5 +1,6 @@
 """Workloads have the names that people know them by, as far as their cgroups' paths have them."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from tests.scrapes import Scrapes
 from tests.unit.test_engines import Engine, engine
 from tests.unit.test_pods import link
 
+from sockledger.daemon import LOOK_SECONDS
 from sockledger.workloads.naming import Workload
 
 __all__ = ["engine"]  # a fixture
@@ -23,6 +25,8 @@ ID = "0123456789abcdef" * 4
 USER = "user.slice/user-1000.slice/user@1000.service"
 POD = Workload(pod=UID, container=ID[:12])
 
+# This machine's may have links of kubelet's.
+NO_LOGS = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /var/log && exec "$@"', "sh")
 NAMED_POD = Workload("shop", "web-0", "nginx")
 
 WORKLOADS = {
@@ -61,7 +65,7 @@ def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
     """What shares a name is one workload; it goes on with the next cgroup, and the next daemon."""
     place.pinned = True
     truth: Counter[Workload] = Counter()
-    daemon = place.run()
+    daemon = place.run(prefix=NO_LOGS)
     for turn in range(2):
         with ExitStack() as stack:
             for number, (path, workload) in enumerate(WORKLOADS.items()):
@@ -69,12 +73,12 @@ def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
                 truth[workload] += send_datagrams(netns, cgroup, cgroup, number=number + turn + 1)
             assert sent(daemon.settled()) == truth
             daemon.process.kill()
-        daemon = place.run()
+        daemon = place.run(prefix=NO_LOGS)
         assert sent(daemon.settled()) == truth
 
 
 def test_named_by_the_links_to_logs(place: Surroundings, netns: Netns, tmp_path: Path) -> None:
-    """A new container's traffic waits for its name, and nothing of it is lost; who is gone keeps his name."""
+    """Also if the container is gone, and its link, before anybody flushes; and by the next daemon."""
     place.pinned = True
     folder = tmp_path / "containers"
     folder.mkdir()
@@ -82,18 +86,17 @@ def test_named_by_the_links_to_logs(place: Surroundings, netns: Netns, tmp_path:
         'mount -t tmpfs none /var/log && mkdir /var/log/containers && mount --bind "$0" /var/log/containers'
     )
     prefix = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', str(folder))
-    daemon = place.run(place.configure("persist: {gone: 1h}"), prefix=prefix)
+    daemon = place.run(place.configure("flush: {interval: 1h}"), prefix=prefix)
     truth: Counter[Workload] = Counter()
     with ExitStack() as stack:
         for turn, container_id in enumerate((ID, ID[::-1]), 1):
-            with new_cgroup(make(place, stack, f"kubepods/burstable/pod{UID}").path, container_id) as cgroup:
+            pod = make(place, stack, f"kubepods/burstable/pod{UID}")
+            with new_cgroup(pod.path, container_id) as cgroup:
                 truth[NAMED_POD] += send_datagrams(netns, cgroup, cgroup, number=turn)
-                assert all(each.pod != UID for each in sent(daemon.settled()))
-                link(folder, NAMED_POD.container, container_id, NAMED_POD.pod, UID)
-                truth[NAMED_POD] += send_datagrams(netns, cgroup, cgroup, number=turn)
-                assert sent(daemon.settled()) == truth
-    for each in folder.iterdir():
-        each.unlink()
+                made = link(folder, NAMED_POD.container, container_id, NAMED_POD.pod, UID)
+                time.sleep(3 * LOOK_SECONDS)
+            made.unlink()
+        assert sent(daemon.settled()) == truth
     daemon.process.kill()
     daemon.process.wait()
     assert sent(place.run(prefix=prefix).settled()) == truth

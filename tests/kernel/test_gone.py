@@ -43,7 +43,7 @@ from sockledger.kernel.noted import KeptLabelSet, NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.births import Births
-from sockledger.ledger.ledger import MOST_WORKLOADS, Ledger
+from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.retirement import label_set_id
 from sockledger.ledger.scrapers import RECENT
 from sockledger.workloads.names import Names
@@ -843,7 +843,7 @@ class Daemon:
         below: CgroupRoot,
         clock: Clock,
         naming: Naming | None = None,
-        most_workloads: int = MOST_WORKLOADS,
+        most_workloads: int = sys.maxsize,
     ) -> None:
         self._births = Births(ShownMap(path.maps["shown"]), clock=clock)
         meters = Meters((), below, path)

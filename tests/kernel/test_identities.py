@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import socket
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from itertools import count
@@ -33,7 +35,7 @@ from tests.scrapes import Scrapes
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import CgroupLabels
-from sockledger.ledger.ledger import MOST_WORKLOADS, Ledger
+from sockledger.ledger.ledger import Ledger
 from sockledger.workloads.naming import Naming, Workload
 
 NO_RULE = ""
@@ -56,7 +58,7 @@ class Daemons:
     def begin(self, rule: str) -> None:
         self.begin_with(Naming([re.compile(rule)] if rule else ()))
 
-    def begin_with(self, naming: Naming, most_workloads: int = MOST_WORKLOADS) -> None:
+    def begin_with(self, naming: Naming, most_workloads: int = sys.maxsize) -> None:
         self._daemon = Daemon(self._path, self._below, self._clock, naming, most_workloads)
 
     @property
@@ -171,14 +173,14 @@ def test_killed_at_any_call(
 ALL = ("/a/one", "/a/two", "/b/one")
 # What those are shown as, and how it comes that they are; one after the other.
 TOLD_APART: tuple[tuple[Naming, int, tuple[str, str, str]], ...] = (
-    (Naming(), MOST_WORKLOADS, ALL),
-    (Naming(level=1), MOST_WORKLOADS, ("/a", "/a", "/b")),
-    (Naming(exclude=("/a/t*",)), MOST_WORKLOADS, ("/a/one", "other", "/b/one")),
+    (Naming(), sys.maxsize, ALL),
+    (Naming(level=1), sys.maxsize, ("/a", "/a", "/b")),
+    (Naming(exclude=("/a/t*",)), sys.maxsize, ("/a/one", "other", "/b/one")),
     (Naming(), 1, ("/a/one", "other", "other")),
-    (Naming(include=("/b", "/*/two")), MOST_WORKLOADS, ("other", "/a/two", "/b/one")),
+    (Naming(include=("/b", "/*/two")), sys.maxsize, ("other", "/a/two", "/b/one")),
     (Naming(), 2, ("other", "/a/two", "/b/one")),
-    (Naming(hidden=frozenset({"cgroup"})), MOST_WORKLOADS, ("", "", "")),
-    (Naming(), MOST_WORKLOADS, ALL),
+    (Naming(hidden=frozenset({"cgroup"})), sys.maxsize, ("", "", "")),
+    (Naming(), sys.maxsize, ALL),
 )
 
 
@@ -198,7 +200,7 @@ def test_told_apart_otherwise(parent: Cgroup, below: CgroupRoot, netns: Netns, c
             daemons.begin_with(naming, most_workloads)
             daemons.scrape()
             assert daemons.ledger.books.over_limit == sum(name == "other" for name in names) * (
-                most_workloads < MOST_WORKLOADS
+                most_workloads < sys.maxsize
             )
             for number, (name, cgroup) in enumerate(zip(names, cgroups, strict=True), 1):
                 truth[name] += send(netns, cgroup, number)
@@ -206,6 +208,64 @@ def test_told_apart_otherwise(parent: Cgroup, below: CgroupRoot, netns: Netns, c
             assert daemons.increases("transmit_bytes") == truth
             before = names
         assert_balanced(path, below)
+
+
+def test_other_never_ends(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """It has sums of nobody's, too, with which it would go on, and fall."""
+    with attached(below) as path:
+        daemons = Daemons(path, below, clock)
+        daemons.begin_with(Naming(exclude=("/job",)))
+        with new_cgroup(parent.path, "job") as cgroup:
+            truth = send(netns, cgroup)
+            daemons.scrape()
+        released(path, 1)
+        fold(daemons.ledger, clock)
+        assert not path.cgroups.all()
+        clock.ahead += DAY
+        for _ in range(3):
+            daemons.ledger.flush()
+        assert sent(daemons.ledger) == {"other": truth}
+        daemons.begin(NO_RULE)
+        daemons.scrape()
+        assert sent(daemons.ledger) == {"other": truth}
+        assert_balanced(path, below)
+
+
+def test_who_is_gone_takes_nobodys_place(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """Also if a socket keeps the kernel from releasing the cgroup, and so its rows."""
+    with attached(below) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        daemons.begin_with(Naming(), 1)
+        with new_cgroup(parent.path, "job") as cgroup:
+            send(netns, cgroup)
+            with cgroup.joined(), netns.entered():
+                stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            daemons.scrape()
+        for _ in range(3):
+            fold(daemons.ledger, clock)
+        assert sent(daemons.ledger) == {}
+        assert [each.released for each in path.cgroups.all().values()] == [0]
+        with new_cgroup(parent.path, "late") as cgroup:
+            truth = send(netns, cgroup)
+            daemons.ledger.flush()
+            assert sent(daemons.ledger) == {"/late": truth}
+        assert_balanced(path, below)
+
+
+def test_a_name_that_is_too_long_now(
+    parent: Cgroup, below: CgroupRoot, client: Cgroup, netns: Netns, clock: Clock
+) -> None:
+    """The next daemon does not take the one before for it."""
+    with attached(below) as path:
+        daemons = Daemons(path, below, clock)
+        long = Workload(pod="x" * 500)
+        for workload in (Workload(pod="short"), long):
+            path.cgroup_labels.note(client.id, workload)
+        assert client.id not in path.cgroup_labels.all()
+        path.cgroup_labels.note(client.id, long)  # there is nothing to delete
+        daemons.begin(NO_RULE)
 
 
 def test_no_room_for_the_name_before(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import socket
 import threading
 from collections import Counter
@@ -153,6 +154,28 @@ def test_one_that_fails_is_asked_again(
     ]
 
 
+def test_one_that_has_none_tells_nothing_of_the_other(engine: Engine, tmp_path: Path) -> None:
+    names = EngineNames({"docker": tmp_path / "nobody.sock", "podman": engine.path})
+    names.find("", ID)
+    eventually(lambda: not names._answers.empty())
+    names.look()
+    assert names.find("", ID) is None, "it may be the other's"
+
+
+def test_signals_are_for_others(engine: Engine) -> None:
+    before = set(threading.enumerate())
+    EngineNames({"docker": engine.path})
+    (thread,) = set(threading.enumerate()) - before
+
+    def blocked() -> int:
+        status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+        (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+        return int(mask, 16)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        eventually(lambda number=number: bool(blocked() >> (number - 1) & 1))  # type: ignore[misc]
+
+
 def test_nobody_waits_for_one_that_hangs(engine: Engine) -> None:
     engine.answers[ID] = None
     names = EngineNames({"docker": engine.path})
@@ -187,12 +210,12 @@ def test_as_a_workload(engine: Engine, tmp_path: Path) -> None:
         EngineNames({"docker": engine.path}, clock),
         clock=clock,
     )
-    assert names.resolve(paths, {}) == {4: Workload(container=ID)}
-    eventually(lambda: 2 in names.resolve(paths, {}))
-    assert names.resolve(paths, {})[2] == Workload(container="web")
+    assert names.resolve(paths, {})[0] == {4: Workload(container=ID)}
+    eventually(lambda: 2 in names.resolve(paths, {})[0])
+    assert names.resolve(paths, {})[0][2] == Workload(container="web")
     clock.now += WAIT_SECONDS
     eventually(lambda: engine.asked[OTHER] == 1)
-    assert names.resolve(paths, {})[3] == Workload(container=OTHER[:12])
+    assert names.resolve(paths, {})[0][3] == Workload(container=OTHER[:12])
     engine.name(OTHER, "/db")
     clock.now += RETRY_SECONDS
-    eventually(lambda: names.resolve(paths, {})[3] == Workload(container="db"))
+    eventually(lambda: names.resolve(paths, {})[0][3] == Workload(container="db"))

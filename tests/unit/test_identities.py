@@ -21,7 +21,7 @@ def test_not_named_now() -> None:
         4: NotedCgroup(ENDED, 0, "/c"),
         5: NotedCgroup(0, 0, "/d"),
     }
-    settled, have_left = identities.settle({}, noted, {2, 3, 4, 5}, Mock(side_effect=AssertionError))
+    settled, have_left = identities.settle({}, (), noted, {2, 3, 4, 5}, Mock(side_effect=AssertionError))
     assert settled == {2: named[2], 3: named[3]}
     assert not have_left
 
@@ -35,7 +35,7 @@ def test_too_many(lasting: bool) -> None:
 
     def pods(*counting: int) -> list[int]:
         """Those that are told apart."""
-        settled, _ = identities.settle(names, noted, counting, Mock(return_value=set()))
+        settled, _ = identities.settle(names, (), noted, counting, Mock(return_value=set()))
         assert settled[7] == UNKNOWN
         assert all(settled[number] in (names[number], OVERFLOW) for number in names)
         return [number for number in counting if settled[number] == names[number]]
@@ -45,3 +45,25 @@ def test_too_many(lasting: bool) -> None:
     assert pods(2, 4, 5, 6) == [4, 5]
     assert identities.over_limit == 2
     assert pods(2, 5, 6) == [2, 5]
+
+
+def test_the_limit_is_kept_by_those_who_begin_to_count() -> None:
+    names = {number: Workload(pod=f"pod{number}") for number in range(2, 7)}
+    noted = dict.fromkeys(names, NotedCgroup(0, 0, "/"))
+    identities = Identities(Mock(CgroupLabels, all=dict), ROOT_ID, 1)
+    for counting in ((), (2,), (2, 3, 4, 5, 6)):
+        settled, _ = identities.settle(names, (), noted, counting, Mock(side_effect=lambda _: set()))
+        assert {settled[number] for number in counting} <= {names[2], OVERFLOW}
+    assert identities.over_limit == 4
+
+
+def test_a_stopgap_replaces_no_name() -> None:
+    """As an engine may not answer when a daemon begins."""
+    web, stopgap = Workload(container="web"), Workload(container="0123456789ab")
+    identities = Identities(Mock(CgroupLabels, all=lambda: {2: web}), ROOT_ID, 9)
+    noted = dict.fromkeys((2, 3), NotedCgroup(0, 0, "/"))
+    named = {2: stopgap, 3: stopgap}
+    settled, _ = identities.settle(named, {2, 3}, noted, {2, 3}, Mock(side_effect=AssertionError))
+    assert settled == {2: web, 3: stopgap}
+    settled, _ = identities.settle(named, (), noted, {2, 3}, Mock(return_value=set()))
+    assert settled == named

@@ -53,7 +53,7 @@ LONGEST = 100
 @pytest.mark.parametrize("may_open", [True, False])
 def test_named(may_open: bool) -> None:
     names = Names(FakeRoot({1: "/", 2: "/a", 3: "/a/b"}, may_open=may_open), Notes(), Naming())
-    assert names.resolve({1, 3}, {}) == {1: Workload(cgroup="/"), 3: Workload(cgroup="/a/b")}
+    assert names.resolve({1, 3}, {})[0] == {1: Workload(cgroup="/"), 3: Workload(cgroup="/a/b")}
 
 
 @pytest.mark.parametrize("may_open", [True, False])
@@ -62,7 +62,7 @@ def test_a_removed_cgroup_keeps_its_name(may_open: bool) -> None:
     names = Names(root, Notes(), Naming())
     names.resolve({2}, {})
     root.paths.clear()
-    assert names.resolve({2, 3}, {}) == {2: Workload(cgroup="/a"), 3: UNKNOWN}
+    assert names.resolve({2, 3}, {})[0] == {2: Workload(cgroup="/a"), 3: UNKNOWN}
 
 
 def test_each_is_looked_up_once() -> None:
@@ -88,12 +88,12 @@ def test_without_the_capability_it_walks_and_tries_no_more() -> None:
 def test_those_not_asked_for_are_forgotten() -> None:
     names = Names(FakeRoot({2: "/a", 3: "/b"}), Notes(), Naming())
     names.resolve({2, 3}, {})
-    assert names.resolve({3}, {}).keys() == {3}
+    assert names.resolve({3}, {})[0].keys() == {3}
 
 
 def test_what_is_no_utf8_stays_apart() -> None:
     paths = {number: os.fsdecode(name) for number, name in enumerate((b"/\xff", b"/\xfe", "/\xfc".encode()))}
-    named = Names(FakeRoot(paths), Notes(), Naming()).resolve(paths.keys(), Notes())
+    named = Names(FakeRoot(paths), Notes(), Naming()).resolve(paths.keys(), Notes())[0]
     assert [named[number].cgroup for number in paths] == [r"/\xff", r"/\xfe", "/ü"]
 
 
@@ -109,8 +109,8 @@ def test_a_passing_fault_is_not_remembered(monkeypatch: pytest.MonkeyPatch, may_
     with monkeypatch.context() as patched:
         fault = Mock(side_effect=OSError(errno.EMFILE, "too many open files"))
         patched.setattr(root, "path_of" if may_open else "walk", fault)
-        assert names.resolve({2}, {}) == {}
-    assert names.resolve({2}, {}) == {2: Workload(cgroup="/a")}
+        assert names.resolve({2}, {})[0] == {}
+    assert names.resolve({2}, {})[0] == {2: Workload(cgroup="/a")}
 
 
 def test_what_is_noted_is_not_looked_for() -> None:
@@ -121,7 +121,7 @@ def test_what_is_noted_is_not_looked_for() -> None:
         4: NotedCgroup(ENDED, 7, ""),
         5: NotedCgroup(7, 0, ""),
     }
-    assert Names(root, Notes(noted, room=9), Naming()).resolve({2}, noted) == {
+    assert Names(root, Notes(noted, room=9), Naming()).resolve({2}, noted)[0] == {
         2: Workload(cgroup="/a"),
         3: Workload(cgroup="/b"),
         5: UNKNOWN,
@@ -139,21 +139,21 @@ def test_what_is_looked_for_is_noted() -> None:
     assert notes[2] == (0, 0, "/a")
     assert notes[3].path == ""
     assert (notes[3].removed > 0, notes[3].released) == (True, 0)
-    assert Names(root, notes, Naming()).resolve({2, 3}, notes) == {2: Workload(cgroup="/a"), 3: UNKNOWN}
+    assert Names(root, notes, Naming()).resolve({2, 3}, notes)[0] == {2: Workload(cgroup="/a"), 3: UNKNOWN}
 
 
 def test_noted_when_there_is_room() -> None:
     notes = Notes({9: NotedCgroup(0, 0, "/z")}, room=1)
     root = FakeRoot({2: "/a", 3: "/" + "b" * LONGEST, 4: "/c"})
     names = Names(root, notes, Naming())
-    assert names.resolve({2, 3, 4}, dict(notes)).keys() == {2, 3, 4, 9}
+    assert names.resolve({2, 3, 4}, dict(notes))[0].keys() == {2, 3, 4, 9}
     assert notes.keys() == {9}
     assert root.opened == [2, 3, 4]
     names.resolve({2, 3, 4}, dict(notes))
     assert root.opened == [2, 3, 4], "without room there is no need"
     del notes[9], root.paths[4]
     notes.room = 3
-    assert names.resolve({2, 3, 4}, {}) == {
+    assert names.resolve({2, 3, 4}, {})[0] == {
         number: Workload(cgroup=path) for number, path in ((2, "/a"), (3, "/" + "b" * LONGEST), (4, "/c"))
     }
     assert notes[2] == (0, 0, "/a")
@@ -161,7 +161,7 @@ def test_noted_when_there_is_room() -> None:
     assert notes[4].path == "/c"
     assert (notes[4].removed > 0, notes[4].released) == (True, 0)
     del root.paths[3]
-    assert names.resolve({3}, {})[3] == Workload(cgroup="/" + "b" * LONGEST)
+    assert names.resolve({3}, {})[0][3] == Workload(cgroup="/" + "b" * LONGEST)
     assert notes[3].path == ""
 
 
@@ -170,5 +170,5 @@ def test_what_cannot_be_seen_is_not_gone(sees_all: bool) -> None:
     """It has no name, and its end is for the kernel to tell."""
     root, notes = FakeRoot({}, may_open=False), Notes(room=1)
     root.sees_all = sees_all
-    assert Names(root, notes, Naming()).resolve({2}, notes) == {2: UNKNOWN}
+    assert Names(root, notes, Naming()).resolve({2}, notes)[0] == {2: UNKNOWN}
     assert bool(notes[2].removed) == sees_all

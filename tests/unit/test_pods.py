@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.test_names import FakeRoot, Notes
 
+from sockledger.workloads import pods as module
 from sockledger.workloads.names import WAIT_SECONDS, Names
 from sockledger.workloads.naming import Naming, Workload
 from sockledger.workloads.pods import SANDBOX, PodNames
@@ -34,12 +35,12 @@ class Node:
         self.folder = folder
         self.paths = dict(enumerate(paths, 2))
         self.now = 0.0
-        self._names = Names(
+        self.names = Names(
             FakeRoot(self.paths), Notes(), naming or Naming(), PodNames(folder), clock=lambda: self.now
         )
 
     def named(self) -> dict[str, Workload]:
-        return {self.paths[number]: each for number, each in self._names.resolve(self.paths, {}).items()}
+        return {self.paths[number]: each for number, each in self.names.resolve(self.paths, {})[0].items()}
 
 
 @pytest.fixture
@@ -112,6 +113,27 @@ def test_a_name_lasts_longer_than_its_link(folder: Path) -> None:
     made.unlink()
     link(folder, "nginx", OTHER)
     assert node.named() == before == {f"{POD}/{ID}": Workload("shop", "web-0", "nginx")}
+
+
+def test_a_link_that_was_there_between_two_flushes(folder: Path) -> None:
+    """Of a pod that is deleted at once, kubelet removes the link with it."""
+    folder.mkdir()
+    node = Node(folder, f"{POD}/{ID}")
+    made = link(folder, "nginx", ID)
+    node.names.look()
+    made.unlink()
+    assert node.named() == {f"{POD}/{ID}": Workload("shop", "web-0", "nginx")}
+
+
+def test_links_that_are_gone_have_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_GONE", 2)
+    pods = PodNames(folder)
+    for number in range(4):
+        made = link(folder, "nginx", f"{number:064x}", uid=f"uid{number}")
+        pods.look()
+        made.unlink()
+    assert [pods.find("", f"{number:064x}") is not None for number in range(4)] == [False, True, True, True]
+    assert [pods.find(f"uid{number}", "") is not None for number in range(4)] == [False, True, True, True]
 
 
 def test_without_links_nobody_waits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -146,10 +146,12 @@ class CgroupLabels:
         return {cgroup_id: _split(labels) for cgroup_id, (labels,) in _entries(self._table)}
 
     def note(self, cgroup_id: int, labels: tuple[str, ...]) -> None:
-        """Note what a cgroup is shown as, unless that is too long; OSError if there is no memory."""
+        """Note what a cgroup is shown as; if that is too long, nothing. OSError if there is no memory."""
         joined = _joined(labels)
         if len(joined) <= self._value.size:
             self._table.update(self._key.pack(cgroup_id), self._value.pack(joined))
+        else:
+            self.forget(cgroup_id)
 
     def forget(self, cgroup_id: int) -> None:
         """Delete a cgroup, if it is there."""

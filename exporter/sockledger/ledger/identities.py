@@ -43,6 +43,7 @@ class Identities:
     def settle(
         self,
         named: Mapping[int, Workload],
+        stopgaps: Collection[int],
         noted: Mapping[int, NotedCgroup],
         counting: Collection[int],
         leave: Leave,
@@ -51,7 +52,8 @@ class Identities:
 
         That is their name, but where there is no room to leave what they have counted: then the one before.
         Who is removed keeps that in any case: some of what he counts may be there already. And so does who is
-        not *named* now. Of those that are *counting*, new ones beyond the limit are all one.
+        not *named* now, or by one of the *stopgaps*. Of those that are *counting*, new ones beyond the limit
+        are all one.
         """
         lasting = noted.keys() | self._root
         for number in self._noted.keys() - lasting:
@@ -63,7 +65,8 @@ class Identities:
         kept = {
             number: self._known[number]
             for number in self._known.keys() & noted.keys()
-            if noted[number].removed != ENDED and (noted[number].removed or number not in named)
+            if noted[number].removed != ENDED
+            and (noted[number].removed or number not in named or number in stopgaps)
         }
         named = self._limited({**named, **kept}, counting, kept.keys())
         new = {number for number in named if self._known.get(number) != named[number]}
@@ -83,7 +86,7 @@ class Identities:
         shown = named.keys() & counting
         wanted = {named[number] for number in shown} - _APART
         self.over_limit = max(0, len(wanted) - self._most)
-        if self.over_limit:
+        if len(wanted) >= self._most:
             before, wanted = self._shown, {named[number] for number in shown & kept} - _APART
 
             def rank(number: int) -> tuple[bool, bool, int]:

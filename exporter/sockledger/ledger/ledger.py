@@ -1,6 +1,7 @@
 """The ledger: flushes the kernel half and holds what the last flush found. User space keeps no sums."""
 
 import logging
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 MAX_AGE_SECONDS = 1.0  # a scrape flushes anew what is older
 _WORD = (1 << 64) - 1
-MOST_WORKLOADS = 2000
 OVERFLOW_ID = 0  # no cgroup's: what found the sums of its own full
 
 # By reason of a lost update: said once, when it first occurs.
@@ -91,7 +91,7 @@ class Ledger:
         *,
         gone: float = 600.0,
         names: Names | None = None,
-        most_workloads: int = MOST_WORKLOADS,
+        most_workloads: int = sys.maxsize,
         births: Births | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
@@ -117,6 +117,10 @@ class Ledger:
         self._lost = datapath.lost_before
         self._warned: set[str] = set()
         self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0, 0.0, 0)
+
+    def look_for_names(self) -> None:
+        """See what containers are called that may be gone at the next flush."""
+        self._names.look()
 
     def refresh(self) -> None:
         """Flush, unless the last flush is recent enough for a scrape."""
@@ -163,17 +167,17 @@ class Ledger:
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         asked = {each for each in ids if 0 < each < RETIRED}
         tables = self._tables(totals, sums)
+        counting = _counting(totals, sums)
+        idle = {number for number in asked - counting if number in noted and noted[number].removed}
         named, have_left = self._identities.settle(
-            self._names.resolve(asked, noted),
+            *self._names.resolve(asked, noted),
             noted,
-            asked,
+            asked - idle,
             lambda renamed: self._retirement.leave(renamed, tables),
         )
         if have_left:
             totals, sums = dict(self.datapath.totals()), self._sums()
-        counting = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
-        for rows in sums.values():
-            counting |= {key[0] for key, record in rows.items() if any(record)}
+            counting = _counting(totals, sums)
         visible = self._retirement.shown(named, noted, counting)
         if self._retirement.begin_anew(noted, visible, self._tables(totals, sums), self._name_of):
             totals, sums = dict(self.datapath.totals()), self._sums()
@@ -235,6 +239,12 @@ class Ledger:
             account = Account(workload, protocols[protocol], families[family])
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         return accounts
+
+
+def _counting(totals: Mapping[TotalsKey, Traffic], sums: Mapping[str, Mapping[Record, Record]]) -> set[int]:
+    """Return the cgroups and label sets that have any sums."""
+    found = {key.cgroup_id for key, traffic in totals.items() if any(traffic)}
+    return found.union(*({key[0] for key, record in rows.items() if any(record)} for rows in sums.values()))
 
 
 def _by_workload(

@@ -30,7 +30,7 @@ from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.scrapers import RECENT
-from sockledger.workloads.naming import Workload
+from sockledger.workloads.naming import OVERFLOW, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Retirement:
             for number, workload in named.items()
             if number in counting or number not in noted or not noted[number].removed
         }
-        present = set(shown.values())
+        present = {OVERFLOW, *shown.values()}  # that has sums of its own, beside those of cgroups
         label_sets = {number: Workload._make(each.labels) for number, each in self._label_sets.items()}
         return shown | {
             number: each

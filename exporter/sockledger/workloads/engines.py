@@ -7,12 +7,14 @@ and one that fails is asked again later.
 
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from queue import SimpleQueue
+from signal import SIG_BLOCK, pthread_sigmask, valid_signals
 from threading import Thread
 
 from sockledger.errors import printable
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 2.0
 RETRY_SECONDS = 60.0
 _MAX_BYTES = 1 << 20
+_NAME = re.compile("/([a-zA-Z0-9][a-zA-Z0-9_.-]{0,254})")  # moby daemon/names
 _MAX_NAMES = 10_000
 
 
@@ -35,6 +38,7 @@ class EngineNames:
         self._clock = clock
         self._names: dict[str, str] = {}  # by id; empty: nobody knows it
         self._asked: set[str] = set()
+        self._unanswered: set[str] = set()  # are asked again
         self._retry_at = 0.0
         self._questions: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._answers: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
@@ -52,14 +56,16 @@ class EngineNames:
         changed = False
         while not self._answers.empty():
             container_id, name = self._answers.get()
-            if name is None:  # another time
+            if name is None:
+                self._unanswered.add(container_id)
                 self._retry_at = self._retry_at or self._clock() + RETRY_SECONDS
                 continue
             self._names[container_id] = name
             self._asked.discard(container_id)
             changed = True
         if self._retry_at and self._clock() >= self._retry_at:
-            self._asked.clear()
+            self._asked -= self._unanswered
+            self._unanswered.clear()
             self._retry_at = 0.0
             changed = True
         while len(self._names) > _MAX_NAMES:
@@ -75,14 +81,15 @@ class EngineNames:
         return name
 
     def _ask_for_ever(self) -> None:
+        pthread_sigmask(SIG_BLOCK, valid_signals())  # they are for the daemon's first thread
         while True:
             runtime, container_id = self._questions.get()
-            name: str | None = ""
+            names: list[str | None] = []
             for engine in [runtime] if runtime else self._sockets:
-                name = self._ask(engine, container_id)
-                if name:
+                names.append(self._ask(engine, container_id))
+                if names[-1]:
                     break
-            self._answers.put((container_id, name))
+            self._answers.put((container_id, names[-1] or (None if None in names else "")))
 
     def _ask(self, engine: str, container_id: str) -> str | None:
         """Return what an engine calls a container, empty if it has none such; None if it does not answer."""
@@ -91,7 +98,7 @@ class EngineNames:
             return None
         try:
             name = _inspect(path, container_id)
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError, RecursionError) as error:
             if engine not in self._failed:
                 logger.warning(
                     "containers are shown by their ids: an engine does not answer",
@@ -130,6 +137,7 @@ def _inspect(path: Path, container_id: str) -> str:
         found = json.loads(response.read(_MAX_BYTES))
     finally:
         connection.close()
-    if not isinstance(found, dict) or not isinstance(name := found.get("Name"), str):
+    name = _NAME.fullmatch(str(found.get("Name"))) if isinstance(found, dict) else None
+    if not name:
         raise HTTPException("an answer without a name")
-    return name.removeprefix("/")
+    return name[1]

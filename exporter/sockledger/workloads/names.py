@@ -33,13 +33,13 @@ class _Name(NamedTuple):
     workload: Workload
     final: bool = True
     awaited: bool = False
+    stopgap: bool = False  # for want of an answer, which may be the name that it had
 
 
 class _Known(NamedTuple):
-    """What is known of a path; no workload: its name is waited for."""
+    """What is known of a path; no name: it is waited for."""
 
-    workload: Workload | None
-    final: bool
+    name: _Name | None
     since: float  # when it was looked at first
 
 
@@ -63,12 +63,14 @@ class Names:
         self._clock = clock
         self._paths: dict[int, str] = {}
         self._known: dict[str, _Known] = {}  # by path: each is looked at once, if its name is final
+        self._new_names = False
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
-    ) -> Mapping[int, Workload]:
+    ) -> tuple[Mapping[int, Workload], Collection[int]]:
         """Return the workloads of *cgroup_ids* and of all that are *noted*, and forget all others.
 
+        And those whose names are mere stopgaps, as somebody who knows them does not answer.
         What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
         from being named is left out: under a stopgap name a counter would fall. So is, for a few seconds, a
         new container whose name has not come.
@@ -92,8 +94,13 @@ class Names:
         except OSError as error:  # too many open files, say: another time
             logger.warning("cgroups not named", extra={"error": str(error)})
         self._look_at(set(paths.values()))
-        workloads = {path: known.workload for path, known in self._known.items()}
-        return {number: workload for number, path in paths.items() if (workload := workloads[path])}
+        names = {number: name for number, path in paths.items() if (name := self._known[path].name)}
+        stopgaps = {number for number, name in names.items() if name.stopgap}
+        return {number: name.workload for number, name in names.items()}, stopgaps
+
+    def look(self) -> None:
+        """Look whether names have come; they may be gone at the next `resolve`."""
+        self._new_names |= any([self._pods.look(), self._engines.look()])
 
     def of_path(self, path: str) -> Workload:
         """Return what a cgroup of this path is called, or might be."""
@@ -101,15 +108,15 @@ class Names:
 
     def _look_at(self, paths: Collection[str]) -> None:
         """Name *paths*, and forget all others."""
-        now = self._clock()
-        new_names = any([self._pods.look(), self._engines.look()])
+        self.look()
+        new_names, self._new_names, now = self._new_names, False, self._clock()
         known: dict[str, _Known] = {}
         for path in paths:
-            each = self._known.get(path) or _Known(None, final=False, since=now)
-            if not each.workload or (new_names and not each.final):
+            each = self._known.get(path) or _Known(None, now)
+            if not each.name or (new_names and not each.name.final):
                 name = self._name(path)
                 waiting = name.awaited and now - each.since < WAIT_SECONDS
-                each = each._replace(workload=None if waiting else name.workload, final=name.final)
+                each = each._replace(name=None if waiting else name)
             known[path] = each
         self._known = known
 
@@ -121,7 +128,7 @@ class Names:
             return _Name(OVERFLOW)
         path = cut(path, self._naming.level)
         workload, identity = self._naming.by_path(path)
-        final, awaited = True, False
+        final, awaited, stopgap = True, False, False
         if uid := identity.pod_uid:
             found = self._pods.find(uid, identity.container_id)
             final, awaited = found is not None, not found and self._pods.present
@@ -131,8 +138,9 @@ class Names:
         elif identity.container_id and self._engines.know(identity.runtime):
             name = self._engines.find(identity.runtime, identity.container_id)
             final, awaited = name is not None, name is None
+            stopgap = awaited
             workload = workload._replace(container=name or workload.container)
-        return _Name(self._naming.shown(workload, path), final, awaited)
+        return _Name(self._naming.shown(workload, path), final, awaited, stopgap)
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""

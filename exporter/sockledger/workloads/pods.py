@@ -23,6 +23,7 @@ SANDBOX = "POD"  # as the kubelet and cAdvisor call what holds a pod's network a
 
 _ID = re.compile(r"-(?P<id>[0-9a-f]{64})\.log$")
 _POD_FOLDER = re.compile("(?P<namespace>[^_]+)_(?P<name>[^_]+)_(?P<uid>.+)")
+_MOST_GONE = 1000
 _FRESH_NS = 10**9  # so long after a change, another one may leave the folder's time as it is
 
 
@@ -35,7 +36,7 @@ class Container(NamedTuple):
 
 
 class PodNames:
-    """The names that the links say, as of the last look."""
+    """The names that the links say, or said until a while ago."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.present = False  # whether there is such a folder
@@ -80,7 +81,9 @@ class PodNames:
                     containers[match["id"]] = Container(pod["namespace"], pod["name"], target.parent.name)
                 else:
                     cut.add(pod["uid"])
-        self._containers, self._pods, self._cut = containers, pods, cut
+        self._containers = _with_gone(containers, self._containers)
+        self._pods = _with_gone(pods, self._pods)
+        self._cut = cut
 
     def find(self, uid: str, container_id: str) -> Container | None:
         """Return what a container is called if its link is there; without an id what its pod is."""
@@ -93,3 +96,9 @@ class PodNames:
         """
         pod = self._pods.get(uid)
         return pod and pod._replace(name="" if uid in self._cut else SANDBOX)
+
+
+def _with_gone(present: dict[str, Container], before: dict[str, Container]) -> dict[str, Container]:
+    """Return what is there and the last that were before: nobody may have asked for them yet."""
+    gone = [(key, each) for key, each in before.items() if key not in present]
+    return dict(gone[-_MOST_GONE:]) | present
