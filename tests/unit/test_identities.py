@@ -48,12 +48,16 @@ def test_too_many(lasting: bool) -> None:
 
 
 def test_the_limit_is_kept_by_those_who_begin_to_count() -> None:
+    """They have no name of their own in force, which would be shown on when they leave it."""
     names = {number: Workload(pod=f"pod{number}") for number in range(2, 7)}
     noted = dict.fromkeys(names, NotedCgroup(0, 0, "/"))
     identities = Identities(Mock(CgroupLabels, all=dict), ROOT_ID, 1)
+    leave = Mock(return_value=set())
     for counting in ((), (2,), (2, 3, 4, 5, 6)):
-        settled, _ = identities.settle(names, (), noted, counting, Mock(side_effect=lambda _: set()))
-        assert {settled[number] for number in counting} <= {names[2], OVERFLOW}
+        leave.reset_mock()
+        settled, _ = identities.settle(names, (), noted, counting, leave)
+    leave.assert_not_called()
+    assert settled == dict.fromkeys(names, OVERFLOW) | {2: names[2]}
     assert identities.over_limit == 4
 
 
