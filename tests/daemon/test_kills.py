@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import random
 import subprocess
 import threading
@@ -20,8 +19,6 @@ from tests.scrapes import Scrapes
 KILLS = 100 if os.environ.get("SOCKLEDGER_TEST_FULL") else 25
 LONGEST_LIFE = 1.6 if SCALE == 1 else 40.0  # in seconds: half of them are killed before they are ready
 SCRAPERS = ("one", "two")
-# Then what an interrupt has to count first of all for a cgroup may be counted as "other".
-MAPS_MAY_BE_BUSY = tuple(map(int, platform.release().split(".")[:2])) < (6, 7)
 
 
 class Bustle:
@@ -103,16 +100,9 @@ def test_killed_at_any_moment(place: Surroundings, netns: Netns) -> None:
             2 * PAIRS * CGROUPS
         )
         reasons = page.labels("lost_updates_total", "reason")
-        lost = Counter({reason: page.sum("lost_updates_total", reason=reason) for reason in reasons})
-        busy_maps = lost.pop("totals_busy")
-        assert not +lost
-        assert not busy_maps or MAPS_MAY_BE_BUSY
-        found = counted(page)
-        elsewhere = +found.pop("other", Counter())
-        for path, books in truth.items():
-            missing = Counter(books)
-            missing.subtract(found[path])
-            assert min(missing.values()) >= 0, (path, missing)
-            elsewhere.subtract(missing)
-        assert not any(elsewhere.values())
-        assert found == truth or busy_maps
+        lost = {reason: page.sum("lost_updates_total", reason=reason) for reason in sorted(reasons)}
+        if SCALE > 1:
+            # no daemon has flushed for minutes: what found no seat was written through, and is not missing
+            del lost["sockets_full"]
+        assert not any(lost.values()), lost
+        assert counted(page) == truth
