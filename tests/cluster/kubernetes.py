@@ -10,8 +10,8 @@ from typing import Any
 from tests.patience import eventually
 
 IMAGE = "localhost/busybox:1"
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
+TALK = str(Path(__file__).with_name("talk.py"))
 DIR = Path(os.environ.get("CLUSTER_DIR", "/run/sockledger-cluster"))
 MANIFESTS = DIR / "manifests"  # of static pods
 
@@ -31,7 +31,7 @@ def container(name: str, *command: str, **more: object) -> Manifest:
 
 def talker(name: str, number: int, seconds: float = 3600) -> Manifest:
     """A container that sends so many datagrams to itself, and ends after so many seconds."""
-    return container(name, "/usr/bin/python3", str(HERE / "talk.py"), str(number), str(seconds))
+    return container(name, "/usr/bin/python3", TALK, str(number), str(seconds))
 
 
 def pod(name: str, *containers: Manifest, namespace: str = "default", **spec: object) -> Manifest:
@@ -97,6 +97,10 @@ class Kubernetes:
 
         eventually(seen, f"pod {name}")
         return found[0]
+
+    def ctr(self, *arguments: str) -> None:
+        """Have containerd do something with containers that Kubernetes does not know."""
+        subprocess.run([self._script, "ctr", *arguments], check=True)
 
     def start(self, part: str) -> None:
         subprocess.run([self._script, "start", part], check=True)

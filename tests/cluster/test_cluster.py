@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 from tests.cluster.kubernetes import (
     DIR,
+    IMAGE,
     MANIFESTS,
     ROOT,
+    TALK,
     Kubernetes,
     Manifest,
     container,
@@ -46,10 +49,16 @@ class Exporter:
 
     @property
     def process(self) -> int:
-        return int(run("pgrep", "--oldest", "--full", f"{SOCKLEDGER} run"))
+        return running()[0]
 
     def page(self) -> Page:
         return Page(run("curl", "--silent", "--fail", f"http://{self.address}:{PORT}/metrics"))
+
+
+def running() -> list[int]:
+    """The exporter's processes, seldom more than one."""
+    found = subprocess.run(["pgrep", "--full", f"{SOCKLEDGER} run"], stdout=subprocess.PIPE, check=False)
+    return [int(each) for each in found.stdout.split()]
 
 
 def manifest() -> Manifest:
@@ -72,12 +81,13 @@ def exporter(kubernetes: Kubernetes) -> Iterator[Exporter]:
         kubernetes.kubectl("create", "namespace", name)
     try:
         kubernetes.apply(manifest())
-        running = kubernetes.wait_until(EXPORTER, lambda each: bool(each["status"].get("podIP")))
-        made = Exporter(kubernetes, running["status"]["podIP"])
+        started = kubernetes.wait_until(EXPORTER, lambda each: bool(each["status"].get("podIP")))
+        made = Exporter(kubernetes, started["status"]["podIP"])
         # who asks before it listens gets a reply of the kernel's own, which is nobody's traffic
         eventually(lambda: any("msg=counting" in each.read_text() for each in logs(EXPORTER)), "counting")
         yield made
         kubernetes.kubectl("delete", "pod", EXPORTER, "--namespace=monitoring")
+        eventually(lambda: not running(), "exporter ended")
     finally:
         run(SOCKLEDGER, "uninstall", f"--path.bpffs={BPFFS}")
 
@@ -189,6 +199,16 @@ def test_killed_exporter(exporter: Exporter) -> None:
 
     eventually(is_back, "restarted")
     assert after == [before]
+
+
+def test_containers_without_kubernetes(kubernetes: Kubernetes, exporter: Exporter) -> None:
+    command = ("/bin/chroot", "/host", "/usr/bin/python3", TALK, "25")
+    mount = "type=bind,src=/,dst=/host,options=rbind:ro"
+    for name in ("plain", "other"):
+        kubernetes.ctr("run", "--detach", "--net-host", "--mount", mount, IMAGE, name, *command)
+    for name in ("plain", "other"):
+        labels = {"namespace": "", "pod": "", "container": name, "unit": "", "cgroup": ""}
+        eventually(lambda labels=labels: exporter.page().sum("transmit_bytes_total", **labels) == 25 * BYTES)  # type: ignore[misc]
 
 
 def test_without_the_api_server(kubernetes: Kubernetes, exporter: Exporter) -> None:
