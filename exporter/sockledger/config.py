@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,8 +325,9 @@ def _rule(node: yaml.Node) -> re.Pattern[str]:
     if not _has_tag(node, "str"):
         raise ValueError("is not a string")
     try:
-        pattern = re.compile(node.value)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings(action="error"):  # as of [[:alnum:]], which Python does not know
+            pattern = re.compile(node.value)
+    except (re.error, RecursionError, OverflowError, FutureWarning) as error:
         raise ValueError(f"is no regular expression ({printable(str(error))})") from None
     if not pattern.groupindex:
         raise ValueError("has no group that is called as a label")

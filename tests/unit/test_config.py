@@ -420,6 +420,12 @@ RULES = {
         '1: exclude: "/a" is not a list',
         f"a list of {GLOBS}",
     ),
+    "rule with a class that Python does not know": (
+        "workloads: {rules: [{match: '(?P<pod>[[:alnum:]]+)'}]}",
+        '1: workloads.rules[0].match: "(?P<pod>[[:alnum:]]+)" is no regular expression '
+        "(Possible nested set at position 9)",
+        MATCH,
+    ),
     "recursive alias": (
         "&a flush: &b {interval: *b}",
         "1: flush.interval: a mapping is not a duration",

@@ -61,6 +61,12 @@ SELECTED: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, bool]] = {
     ((), ("/a",)): {"/": True, "/a": False, "/a/b": False, "/b": True},
     (("/a",), ("/a/*.mount",)): {"/a/b": True, "/a/x.mount": False, "/a/x.mount/y": False, "/b": False},
     (("/A",), ()): {"/a": False},
+    # all ways to spread those over a deep path would take for ever
+    (("/**" * 20 + "/q", "/a" + "/**/a" * 20), ()): {
+        "/a" * 40: True,
+        "/b" * 40: False,
+        "/b" * 39 + "/q": True,
+    },
 }
 
 

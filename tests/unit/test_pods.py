@@ -106,6 +106,27 @@ def test_an_id_that_was_cut_off(folder: Path) -> None:
         assert node.named()[f"{POD}/{container_id}"] == Workload("shop", pod, container_id[:12])
 
 
+def test_a_cut_link_that_is_gone(folder: Path) -> None:
+    pod = "w" * 200
+    made = link(folder, "nginx", ID, pod=pod)
+    node = Node(folder, f"{POD}/{ID}")
+    node.named()
+    made.unlink()
+    node.now = WAIT_SECONDS
+    assert node.named() == {f"{POD}/{ID}": Workload("shop", pod, ID[:12])}
+
+
+def test_a_pod_without_links_may_have_had_some(folder: Path) -> None:
+    """Then its uid is a stopgap: where it had a name it keeps that. Not so if there is no such folder."""
+    node = Node(folder, f"{POD}/{ID}")
+    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, set())
+    link(folder, "nginx", OTHER, uid="another")
+    node.now = WAIT_SECONDS
+    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, {2})
+    link(folder, "nginx", ID)
+    assert node.names.resolve(node.paths, {}) == ({2: Workload("shop", "web-0", "nginx")}, set())
+
+
 def test_a_name_lasts_longer_than_its_link(folder: Path) -> None:
     made = link(folder, "nginx", ID)
     node = Node(folder, f"{POD}/{ID}")

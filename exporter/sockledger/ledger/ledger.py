@@ -35,8 +35,8 @@ WARNINGS = {
     "not all are followed",
     "udp_sockets_full": "too many UDP sockets drop datagrams, or memory is short: drops are missing",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
-    "name_full": "there was no room, or no memory, for a cgroup's name: it may count as unknown, "
-    "raise limits.cgroups, or allow the daemon more memory",
+    "name_full": "there was no room, or no memory, for a cgroup's name, or its path is longer than 414 "
+    "bytes: it may count as unknown, raise limits.cgroups, or allow the daemon more memory",
 }
 
 

@@ -104,8 +104,10 @@ class EngineNames:
                     "containers are shown by their ids: an engine does not answer",
                     extra={"socket": str(path), "error": printable(str(error))},
                 )
+            again = engine in self._failed
             self._failed.add(engine)
-            if isinstance(error, OSError):
+            # one container may hang, but hardly two
+            if isinstance(error, OSError) and (again or not isinstance(error, TimeoutError)):
                 self._left_alone[engine] = self._clock() + RETRY_SECONDS / 2
             return None
         self._failed.discard(engine)

@@ -135,6 +135,8 @@ class Names:
             if best := found or self._pods.guess(uid):
                 container = best.name or workload.container
                 workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
+            else:  # it may have had links
+                stopgap = self._pods.present
         elif identity.container_id and self._engines.know(identity.runtime):
             name = self._engines.find(identity.runtime, identity.container_id)
             final, awaited = name is not None, name is None

@@ -75,8 +75,12 @@ def _matches_any(path: str, globs: Sequence[str]) -> bool:
 
 def _is_below(path: Sequence[str], glob: Sequence[str]) -> bool:
     """Whether a path, or one above it, is as a glob has it."""
-    if not glob:
-        return True
-    if glob[0] == "**":
-        return any(_is_below(path[skipped:], glob[1:]) for skipped in range(len(path) + 1))
-    return bool(path) and fnmatchcase(path[0], glob[0]) and _is_below(path[1:], glob[1:])
+    ends = {0}  # how many parts of the path the glob may stand for so far
+    for part in glob:
+        if part == "**":
+            ends = set(range(min(ends), len(path) + 1))
+        else:
+            ends = {end + 1 for end in ends if end < len(path) and fnmatchcase(path[end], part)}
+        if not ends:
+            return False
+    return True

@@ -83,7 +83,7 @@ class PodNames:
                     cut.add(pod["uid"])
         self._containers = _with_gone(containers, self._containers)
         self._pods = _with_gone(pods, self._pods)
-        self._cut = cut
+        self._cut = (self._cut | cut) & self._pods.keys()
 
     def find(self, uid: str, container_id: str) -> Container | None:
         """Return what a container is called if its link is there; without an id what its pod is."""
