@@ -1,6 +1,6 @@
 """Measures sockledger against what would be used in its place.
 
-Usage: python -m tests.bench [packets|tcp|flush|rendering|memory ...], as root.
+Usage: python -m tests.bench [packets|tcp|flush|scrape|rendering|memory ...], as root.
 """
 
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.bench import flush, memory, packets, rendering, tcp
+from tests.bench import flush, memory, packets, rendering, scrape, tcp
 
 PARTS = {
     "packets": packets.run,
     "tcp": tcp.run,
     "flush": flush.run,
+    "scrape": scrape.run,
     "rendering": rendering.run,
     "memory": memory.run,
 }

@@ -59,9 +59,8 @@ class Identities:
         for number in self._noted.keys() - lasting:
             self._labels.forget(number)
             del self._noted[number]
-        self._known = {
-            number: each for number, each in self._known.items() if number in lasting | named.keys()
-        }
+        for number in self._known.keys() - lasting - named.keys():
+            del self._known[number]
         kept = {
             number: self._known[number]
             for number in self._known.keys() & noted.keys()
