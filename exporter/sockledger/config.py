@@ -296,12 +296,16 @@ def _shortened(text: str) -> str:
     return printable(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
-def _glob(node: yaml.Node) -> str:
+def _absolute(node: yaml.Node) -> str:
     if not _has_tag(node, "str"):
         raise ValueError("is not a string")
-    glob: str = node.value
-    if not glob.startswith("/"):
+    if not node.value.startswith("/"):
         raise ValueError('does not begin with "/"')
+    return str(node.value)
+
+
+def _glob(node: yaml.Node) -> str:
+    glob = _absolute(node)
     if glob == "/":
         raise ValueError("is the root, and globs are of what is below it")
     if not glob.isprintable():
@@ -312,13 +316,10 @@ def _glob(node: yaml.Node) -> str:
 
 
 def _path(node: yaml.Node) -> Path:
-    if not _has_tag(node, "str"):
-        raise ValueError("is not a string")
-    if not node.value.startswith("/"):
-        raise ValueError('does not begin with "/"')
-    if "\0" in node.value:
+    path = _absolute(node)
+    if "\0" in path:
         raise ValueError("has a NUL")
-    return Path(node.value)
+    return Path(path)
 
 
 def _rule(node: yaml.Node) -> re.Pattern[str]:

@@ -281,8 +281,11 @@ class Daemon:
         web.start()
         tasks = [
             asyncio.create_task(self._flush_for_ever(ledger)),
-            asyncio.create_task(self._mend_for_ever(datapath)),
-            asyncio.create_task(self._look_for_names_for_ever(ledger)),
+            asyncio.create_task(
+                self._repeat(MEND_SECONDS, "look at programs and pins", partial(self._look_after, datapath))
+            ),
+            # a pod may be gone before the next flush, and its name with it
+            asyncio.create_task(self._repeat(LOOK_SECONDS, "look for names", ledger.look_for_names)),
         ]
         logger.info(
             "counting",
@@ -314,23 +317,14 @@ class Daemon:
             interval = self._config.flush.interval
             await asyncio.sleep(interval if self._flushes else min(interval, RETRY_SECONDS))
 
-    async def _mend_for_ever(self, datapath: DataPath) -> None:
-        """See to it that what was attached and pinned still is, whoever has tampered with it."""
+    async def _repeat(self, seconds: float, what: str, action: Callable[[], object]) -> None:
+        """Have the ledger's thread do something again and again; if it fails, it is done the next time."""
         while True:
-            await asyncio.sleep(MEND_SECONDS)
+            await asyncio.sleep(seconds)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._executor, self._look_after, datapath)
+                await asyncio.get_running_loop().run_in_executor(self._executor, action)
             except Exception:
-                logger.exception("look at programs and pins failed")
-
-    async def _look_for_names_for_ever(self, ledger: Ledger) -> None:
-        """Look for names: a pod may be gone before the next flush, and its name with it."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._executor, ledger.look_for_names)
-            except Exception:
-                logger.exception("look for names failed")
+                logger.exception("%s failed", what)
 
     def _look_after(self, datapath: DataPath) -> bool:
         """Attach and pin again; return whether all is attached, and pinned."""
