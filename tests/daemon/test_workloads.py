@@ -25,8 +25,15 @@ ID = "0123456789abcdef" * 4
 USER = "user.slice/user-1000.slice/user@1000.service"
 POD = Workload(pod=UID, container=ID[:12])
 
-# This machine's may have links of kubelet's.
-NO_LOGS = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /var/log && exec "$@"', "sh")
+MOUNT = "mount -t tmpfs none /var/log"
+MOUNT_LINKS = f'{MOUNT} && mkdir /var/log/containers && mount --bind "$0" /var/log/containers'
+
+
+def with_links(folder: Path | None) -> tuple[str, ...]:
+    """How to run a daemon that finds kubelet's links in a folder, or none: this machine may have some."""
+    return ("unshare", "--mount", "sh", "-c", f'{MOUNT_LINKS if folder else MOUNT} && exec "$@"', str(folder))
+
+
 NAMED_POD = Workload("shop", "web-0", "nginx")
 
 WORKLOADS = {
@@ -65,7 +72,7 @@ def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
     """What shares a name is one workload; it goes on with the next cgroup, and the next daemon."""
     place.pinned = True
     truth: Counter[Workload] = Counter()
-    daemon = place.run(prefix=NO_LOGS)
+    daemon = place.run(prefix=with_links(None))
     for turn in range(2):
         with ExitStack() as stack:
             for number, (path, workload) in enumerate(WORKLOADS.items()):
@@ -73,7 +80,7 @@ def test_named_by_their_paths(place: Surroundings, netns: Netns) -> None:
                 truth[workload] += send_datagrams(netns, cgroup, cgroup, number=number + turn + 1)
             assert sent(daemon.settled()) == truth
             daemon.process.kill()
-        daemon = place.run(prefix=NO_LOGS)
+        daemon = place.run(prefix=with_links(None))
         assert sent(daemon.settled()) == truth
 
 
@@ -82,10 +89,7 @@ def test_named_by_the_links_to_logs(place: Surroundings, netns: Netns, tmp_path:
     place.pinned = True
     folder = tmp_path / "containers"
     folder.mkdir()
-    mounts = (
-        'mount -t tmpfs none /var/log && mkdir /var/log/containers && mount --bind "$0" /var/log/containers'
-    )
-    prefix = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', str(folder))
+    prefix = with_links(folder)
     daemon = place.run(place.configure("flush: {interval: 1h}"), prefix=prefix)
     truth: Counter[Workload] = Counter()
     with ExitStack() as stack:
