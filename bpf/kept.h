@@ -19,7 +19,7 @@ struct label_set_key {
 	__u64 id; /* never a cgroup's: its first bit is set */
 };
 
-/* The five values, with NULs between them. */
+/* A workload's values, with NULs between them. */
 #define LABELS_BYTES (PATH_BYTES + 16)
 
 struct label_set {

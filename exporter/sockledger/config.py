@@ -12,6 +12,7 @@ import yaml
 
 from sockledger.errors import UserError, printable
 from sockledger.workloads.paths import LEAF, LEVELS
+from sockledger.workloads.pod_watch import label_name
 
 _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
@@ -23,6 +24,12 @@ _DURATION = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _DURATION_UNIT
 _WHOLE_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
 _SHOWN_CHARACTERS = 60
 _RULE_LABELS = ("namespace", "pod", "container", "unit")  # a workload's, without cgroup: that is the path
+IN_CLUSTER = "in-cluster"
+_POD_KEY = re.compile(  # k8s.io/apimachinery/pkg/util/validation, IsQualifiedName
+    r"(?:(?=[^/]{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+)
+_NODE = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")  # IsDNS1123Subdomain
 _COLLECTIONS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 
 
@@ -92,12 +99,23 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """The API server, and what of its pods' metadata is shown."""
+
+    kubeconfig: Path | None  # None: as the service account of our own pod
+    node: str = ""  # which pods it is asked for; empty: of the node that we run on
+    pod_labels: tuple[str, ...] = ()
+    pod_annotations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Workloads:
     """What cgroups are called."""
 
     rules: tuple[Rule, ...] = ()
     docker: Engine = field(default_factory=Engine)
     podman: Engine = field(default_factory=Engine)
+    kubernetes: Kubernetes | None = None  # None: it is not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +219,10 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _List:
+    """A list. *clash* finds what is wrong with items together, to follow the key; empty: nothing."""
+
     item: "_Value | _Section"
+    clash: Callable[[tuple[Any, ...]], str] = lambda _: ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +252,10 @@ def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, 
                 return schema.make(**values)
             problem = f"lacks a key; allowed: with {', '.join(schema.required)}"
         case _List() if empty or _has_tag(node, "seq"):
-            items = enumerate([] if empty else node.value)
-            return tuple(_walk(schema.item, item, f"{key}[{index}]", problems) for index, item in items)
+            nodes = enumerate([] if empty else node.value)
+            items = tuple(_walk(schema.item, item, f"{key}[{index}]", problems) for index, item in nodes)
+            if not (problem := schema.clash(items)):
+                return items
         case _Value():
             try:
                 return schema.parse(node)
@@ -337,6 +360,34 @@ def _rule(node: yaml.Node) -> re.Pattern[str]:
     return pattern
 
 
+def _node(node: yaml.Node) -> str:
+    if not _has_tag(node, "str") or not _NODE.fullmatch(node.value):
+        raise ValueError("is no name that a node may have")
+    return str(node.value)
+
+
+def _kubeconfig(node: yaml.Node) -> Path | None:
+    return None if _has_tag(node, "str") and node.value == IN_CLUSTER else _path(node)
+
+
+def _pod_keys(kind: str) -> _List:
+    def parse(node: yaml.Node) -> str:
+        if not _has_tag(node, "str") or not _POD_KEY.fullmatch(node.value):
+            raise ValueError("is no key that a pod may have")
+        return str(node.value)
+
+    def clash(keys: tuple[str | None, ...]) -> str:
+        keys_of: dict[str, str] = {}
+        for key in filter(None, keys):
+            name = label_name(kind, key)
+            if name in keys_of:
+                return f"{keys_of[name]} and {key} are both called {name}; allowed: one of them"
+            keys_of[name] = key
+        return ""
+
+    return _List(_Value(parse, f"keys of pods' {kind}s, such as app.kubernetes.io/name"), clash)
+
+
 def _seconds(node: yaml.Node) -> float:
     match = _DURATION.fullmatch(node.value) if _has_tag(node, "str") else None
     if match is None or not node.value:
@@ -439,6 +490,16 @@ _CONFIG = _Section(
                 **dict.fromkeys(
                     ("docker", "podman"),
                     _Section(Engine, {"socket": _Value(_path, "an absolute path, such as /run/docker.sock")}),
+                ),
+                "kubernetes": _Section(
+                    Kubernetes,
+                    {
+                        "kubeconfig": _Value(_kubeconfig, f"{IN_CLUSTER}, or an absolute path"),
+                        "node": _Value(_node, "the name of a node, such as worker-1.example.org"),
+                        "pod_labels": _pod_keys("label"),
+                        "pod_annotations": _pod_keys("annotation"),
+                    },
+                    required=("kubeconfig",),
                 ),
             },
         ),

@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from socket import socket
+from pathlib import Path
+from socket import gethostname, socket
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
 from sockledger.collectors.registry import Registry
-from sockledger.config import ALWAYS, NEVER, Config, ConfigError, RunOptions
+from sockledger.config import ALWAYS, NEVER, Config, ConfigError, Kubernetes, RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
 from sockledger.kernel import cgroups
@@ -35,7 +36,8 @@ from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
 from sockledger.workloads.engines import EngineNames
 from sockledger.workloads.names import Names
-from sockledger.workloads.naming import Naming, Workload
+from sockledger.workloads.naming import LABELS, Naming
+from sockledger.workloads.pod_watch import PodWatch
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ LOOK_SECONDS = 1.0
 RETRY_SECONDS = 10.0  # after a flush that failed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+NODE_NAME = "NODE_NAME"
 
 # What a daemon passes on to the one it executes: "lock fd, listening fd, …"
 INHERITED = "SOCKLEDGER_INHERITED_FDS"
@@ -74,7 +78,7 @@ class Daemon:
         self._options = options
         self._lock = lock
         self._sockets = sockets
-        self._config = config.load(options.config_file)
+        self._config = _load(options.config_file)
         self._config_ok = True
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._pins = Pins(options.bpffs)
@@ -227,7 +231,7 @@ class Daemon:
     def _reload(self) -> bool:
         """Read the configuration again; False, and the old one stays, if it is refused."""
         try:
-            self._config = config.load(self._options.config_file)
+            self._config = _load(self._options.config_file)
             self._config_ok = True
         except ConfigError as error:
             logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
@@ -390,19 +394,43 @@ class Daemon:
         return False
 
 
+def _load(path: Path | None) -> Config:
+    """Return the configuration, if it can be used here; ConfigError."""
+    loaded = config.load(path)
+    kubernetes = loaded.workloads.kubernetes
+    if kubernetes and not _node(kubernetes):
+        raise ConfigError(
+            f"workloads.kubernetes: nothing says which node this is: set {NODE_NAME} in the environment "
+            "(valueFrom fieldRef spec.nodeName), or workloads.kubernetes.node"
+        )
+    return loaded
+
+
+def _node(kubernetes: Kubernetes) -> str:
+    """Return the node whose pods the API is asked for; empty if that is not known."""
+    # a pod's own host name is the pod's
+    hostname = gethostname().lower() if kubernetes.kubeconfig else ""
+    return kubernetes.node or os.environ.get(NODE_NAME, "") or hostname
+
+
 def _names(root: cgroups.CgroupRoot, datapath: DataPath, configured: Config) -> Names:
     labels, workloads = configured.labels, configured.workloads
     naming = Naming(
         rules=[rule.match for rule in workloads.rules],
         level=configured.aggregate,
-        hidden=frozenset(name for name in Workload._fields if getattr(labels, name) == NEVER),
+        hidden=frozenset(name for name in LABELS if getattr(labels, name) == NEVER),
         with_path=labels.cgroup == ALWAYS,
         include=configured.include,
         exclude=configured.exclude,
     )
     sockets = {"docker": workloads.docker.socket, "podman": workloads.podman.socket}
     engines = EngineNames({runtime: path for runtime, path in sockets.items() if path})
-    return Names(root, datapath.cgroups, naming, engines=engines)
+    watch = None
+    if kubernetes := workloads.kubernetes:
+        watch = PodWatch(
+            _node(kubernetes), kubernetes.kubeconfig, kubernetes.pod_labels, kubernetes.pod_annotations
+        )
+    return Names(root, datapath.cgroups, naming, engines=engines, watch=watch)
 
 
 def _say_stopping(number: signal.Signals) -> None:

@@ -29,7 +29,9 @@ def setup(level: str, format: str) -> None:  # noqa: A002
     handler.setFormatter(_Formatter(FORMATS[format], tracebacks=level == "debug"))
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
     # tornado tells of each malformed request at level info: anybody can make those
-    logging.getLogger("tornado").setLevel(logging.WARNING)
+    # and the Kubernetes client's HTTP of each request
+    for library in ("tornado", "httpx2", "httpcore2"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     # A log that cannot be written must not fill stderr with tracebacks.
     logging.raiseExceptions = False
 

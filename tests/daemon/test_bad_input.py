@@ -105,6 +105,12 @@ def test_no_btf(place: Surroundings) -> None:
     assert "CONFIG_DEBUG_INFO_BTF" in line
 
 
+def test_which_node_this_is_is_not_known(place: Surroundings) -> None:
+    flag = place.configure("workloads: {kubernetes: {kubeconfig: in-cluster}}")
+    line = refused(place, flag, prefix=("env", "--unset=NODE_NAME"))
+    assert "workloads.kubernetes: nothing says which node this is: set NODE_NAME in the environment" in line
+
+
 def test_port_in_use(place: Surroundings) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]

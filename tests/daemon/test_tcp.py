@@ -11,9 +11,9 @@ from tests.daemon.test_prometheus import lint
 from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.kernel.tcp import CLOSE, Ends, new_ends, reset, wait_for_state
 
-from sockledger.workloads.naming import Workload
+from sockledger.workloads import naming
 
-WORKLOAD = frozenset(Workload._fields)
+WORKLOAD = frozenset(naming.LABELS)
 MOST_SERIES = 40  # of a typical workload
 
 COUNTERS = (

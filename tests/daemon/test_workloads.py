@@ -13,12 +13,13 @@ from tests.kernel.machine import Cgroup, Netns, new_cgroup
 from tests.patience import eventually
 from tests.scrapes import Scrapes
 from tests.unit.test_engines import Engine, engine
+from tests.unit.test_pod_watch import FORBIDDEN, NODE, Api, api, kubeconfig, metadata
 from tests.unit.test_pods import link
 
 from sockledger.daemon import LOOK_SECONDS
-from sockledger.workloads.naming import Workload
+from sockledger.workloads.naming import LABELS, Workload, more_of
 
-__all__ = ["engine"]  # a fixture
+__all__ = ["api", "engine"]  # fixtures
 
 UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
 ID = "0123456789abcdef" * 4
@@ -64,7 +65,8 @@ def sent(page: Page) -> dict[Workload, int]:
     for (name, labels), value in page.samples.items():
         if name == "sockledger_transmit_bytes_total":
             of = dict(labels)
-            found[Workload(*(of[label] for label in Workload._fields))] += int(value)
+            more = {label: text for label, text in of.items() if label.startswith(("label_", "annotation_"))}
+            found[Workload(**{label: of[label] for label in LABELS}, more=more_of(more))] += int(value)
     return dict(found)
 
 
@@ -114,7 +116,63 @@ def test_named_by_an_engine(place: Surroundings, netns: Netns, engine: Engine) -
         cgroup = make(place, stack, f"system.slice/docker-{ID}.scope")
         truth = send_datagrams(netns, cgroup, cgroup, number=1)
         eventually(lambda: sent(daemon.settled()) == {Workload(container="web"): truth})
+        assert daemon.page().sum("name_source_up", source="docker") == 1
     assert engine.asked == {ID: 1}
+
+
+def test_labelled_by_the_api_server(place: Surroundings, netns: Netns, tmp_path: Path, api: Api) -> None:
+    """While it answers, changes its mind, goes, and is away at a restart: nothing falls, and all is there."""
+    place.pinned = True
+    scrapes = Scrapes()
+    flag = place.configure(
+        f"""workloads:
+          kubernetes:
+            kubeconfig: {kubeconfig(tmp_path, f"http://127.0.0.1:{api.server_port}")}
+            node: {NODE}
+            pod_labels: [app]
+        """
+    )
+    folder = tmp_path / "containers"
+    for name, container_id, uid in (("web-0", ID, UID), ("web-1", ID[::-1], UID[::-1])):
+        link(folder, "nginx", container_id, name, uid)
+    prefix = with_links(folder)
+    truth: Counter[Workload] = Counter()
+    api.pods = [metadata(UID, "web-0", labels={"app": "shop", "other": "x"})]
+    with ExitStack() as stack:
+        first = make(place, stack, f"kubepods/burstable/pod{UID}/{ID}")
+        daemon = place.run(flag, prefix=prefix)
+
+        def talk(cgroup: Cgroup, **changes: str) -> None:
+            """Send something that is to be counted under this name."""
+            workload = NAMED_POD._replace(**changes)
+            truth[workload] += send_datagrams(netns, cgroup, cgroup, number=len(truth) + 1)
+            eventually(lambda: scrape() == truth, f"{truth}")
+
+        def scrape() -> dict[Workload, int]:
+            scrapes.take("one", daemon.settled("one").text)
+            return sent(Page(scrapes.increases("one")))
+
+        talk(first, more='{"label_app":"shop"}')
+        assert daemon.page().sum("name_source_up", source="kubernetes") == 1
+        api.tell("MODIFIED", metadata(UID, "web-0", labels={"app": "store"}))
+        eventually(lambda: '"store"' in daemon.settled().text)
+        talk(first, more='{"label_app":"store"}')
+        api.end()
+        eventually(lambda: daemon.page().sum("name_source_up", source="kubernetes") == 0)
+        assert daemon.lines("the Kubernetes API", "does not answer", "level=WARN") == 1
+        talk(first, more='{"label_app":"store"}')
+        daemon.process.kill()
+        daemon.process.wait()
+        daemon = place.run(flag, prefix=prefix)
+        talk(first, more='{"label_app":"store"}')
+        second = make(place, stack, f"kubepods/burstable/pod{UID[::-1]}/{ID[::-1]}")
+        talk(second, pod="web-1")
+        other = Api(api.server_port)
+        stack.callback(other.end)
+        other.list_answer = 403, FORBIDDEN
+        eventually(lambda: other.lists > 1)
+        talk(second, pod="web-1")
+        assert scrape() == truth
 
 
 def test_named_otherwise(place: Surroundings, netns: Netns) -> None:

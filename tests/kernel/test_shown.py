@@ -63,18 +63,18 @@ def test_births_of_daemons_one_after_another(path: DataPath) -> None:
     workloads = [Workload(cgroup=f"/{number}") for number in range(10_000)]
     births = Births(shown)
     for workload in workloads:
-        births.series("m", list(workload._asdict().items()), workload)
+        births.series("m", workload.labels(), workload)
     births.note_page("one", births.newest, 0)
 
     births = Births(shown)
     for workload in workloads:
-        assert births.series("m", list(workload._asdict().items()), workload).number == 0
+        assert births.series("m", workload.labels(), workload).number == 0
     assert births.series("m", []).number == 1
     births.note_page("one", births.newest, 0)
     births.forget(workloads[:10])
 
     births = Births(shown)
-    numbers = [births.series("m", list(each._asdict().items()), each).number for each in workloads]
+    numbers = [births.series("m", each.labels(), each).number for each in workloads]
     assert numbers == [*[0] * 10, *range(1, 9_991)]
     assert births.series("m", []).number == 0
 

@@ -16,6 +16,7 @@ from sockledger.config import (
     ConfigError,
     Engine,
     Flush,
+    Kubernetes,
     Labels,
     Limits,
     Persist,
@@ -23,7 +24,7 @@ from sockledger.config import (
     Workloads,
     load,
 )
-from sockledger.workloads.naming import Workload
+from sockledger.workloads.naming import LABELS
 
 INTERVALS = "100ms to 1h, written as 500ms, 10s, 1m or 1m30s"
 GLOBS = "absolute globs of cgroup paths, such as /system.slice/*.service"
@@ -87,6 +88,11 @@ workloads:
   - {match: "(?P<namespace>b)(?P<pod>c)(?P<container>d)?"}
   docker: {socket: /run/docker.sock}
   podman: {socket: /run/podman/podman.sock}
+  kubernetes:
+    kubeconfig: /etc/kubernetes/kubelet.conf
+    node: worker-1.example.org
+    pod_labels: [app, app.kubernetes.io/name]
+    pod_annotations: [example.org/Team_1]
 """
     assert load_text(scratch, text) == Config(
         Attach(meters=("/a.slice/*", "/b [1]/?")),
@@ -100,6 +106,12 @@ workloads:
             ),
             docker=Engine(Path("/run/docker.sock")),
             podman=Engine(Path("/run/podman/podman.sock")),
+            kubernetes=Kubernetes(
+                Path("/etc/kubernetes/kubelet.conf"),
+                "worker-1.example.org",
+                ("app", "app.kubernetes.io/name"),
+                ("example.org/Team_1",),
+            ),
         ),
         Labels("auto", "never", "never", "never", "always"),
         "pod",
@@ -376,6 +388,36 @@ RULES = {
         '1: workloads.rules[0].match: "(?P<pod>a)(?P<cgroup>b)" has a group cgroup, which is no label',
         MATCH,
     ),
+    "kubernetes without a kubeconfig": (
+        "workloads:\n  kubernetes:\n    pod_labels: [app]",
+        "3: workloads.kubernetes: lacks a key",
+        "with kubeconfig",
+    ),
+    "kubeconfig that is no path": (
+        "workloads: {kubernetes: {kubeconfig: incluster}}",
+        '1: workloads.kubernetes.kubeconfig: "incluster" does not begin with "/"',
+        "in-cluster, or an absolute path",
+    ),
+    "node that is none": (
+        "workloads: {kubernetes: {kubeconfig: in-cluster, node: Worker}}",
+        '1: workloads.kubernetes.node: "Worker" is no name that a node may have',
+        "the name of a node, such as worker-1.example.org",
+    ),
+    "label that is none": (
+        "workloads: {kubernetes: {kubeconfig: in-cluster, pod_labels: [app, a/b/c]}}",
+        '1: workloads.kubernetes.pod_labels[1]: "a/b/c" is no key that a pod may have',
+        "keys of pods' labels, such as app.kubernetes.io/name",
+    ),
+    "annotation that is none": (
+        'workloads: {kubernetes: {kubeconfig: in-cluster, pod_annotations: ["*"]}}',
+        '1: workloads.kubernetes.pod_annotations[0]: "*" is no key that a pod may have',
+        "keys of pods' annotations, such as app.kubernetes.io/name",
+    ),
+    "labels of one name": (
+        "workloads:\n  kubernetes:\n    kubeconfig: in-cluster\n    pod_labels: [a.b/c, d, a.b-c]",
+        "4: workloads.kubernetes.pod_labels: a.b/c and a.b-c are both called label_a_b_c",
+        "one of them",
+    ),
     "socket that is no path": (
         "workloads: {docker: {socket: tcp://localhost:2375}}",
         '1: workloads.docker.socket: "tcp://localhost:2375" does not begin with "/"',
@@ -443,11 +485,11 @@ def test_a_rule_with_a_class_that_python_does_not_know(scratch: Path) -> None:
 
 
 def test_a_rule_may_name_each_label(scratch: Path) -> None:
-    groups = "".join(f"(?P<{label}>.)" for label in Workload._fields[:-1])
+    groups = "".join(f"(?P<{label}>.)" for label in LABELS[:-1])
     (rule,) = load_text(scratch, f"workloads: {{rules: [{{match: '{groups}'}}]}}").workloads.rules
     match = rule.match.search("/abcd")
     assert match is not None
-    assert match.groupdict() == dict(zip(Workload._fields, "/abc", strict=False))
+    assert match.groupdict() == dict(zip(LABELS, "/abc", strict=False))
 
 
 def test_all_errors_are_told_by_line(scratch: Path) -> None:

@@ -94,6 +94,7 @@ def test_a_name(engine: Engine) -> None:
     assert answered(names, OTHER) == "", "it knows no such container"
     assert not names.look()
     assert engine.asked == {ID: 1, OTHER: 1}
+    assert names.up() == {"docker": True}
 
 
 def test_who_may_know(engine: Engine) -> None:
@@ -205,6 +206,7 @@ def test_nothing_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         names = EngineNames({"docker": path})
         assert names.find("docker", ID) is None
         eventually(lambda path=path: str(path) in [vars(each).get("socket") for each in caplog.records])  # type: ignore[misc]
+        eventually(lambda names=names: names.up() == {"docker": False})  # type: ignore[misc]
 
 
 def test_as_a_workload(engine: Engine, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from tests.unit.test_paths import BURSTABLE, ID, KIND, OTHER, UID, UID_, USER
 
-from sockledger.workloads.naming import Naming, Workload
+from sockledger.workloads.naming import Naming, Workload, more_of
 from sockledger.workloads.paths import CONTAINER, LEAF, POD, UNIT, cut
 
 SCOPE = f"cri-containerd-{ID}.scope"
@@ -76,6 +76,15 @@ SELECTED: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, bool]] = {
 )
 def test_selected(include: tuple[str, ...], exclude: tuple[str, ...], path: str, told_apart: bool) -> None:
     assert Naming(include=include, exclude=exclude).tells_apart(path) == told_apart
+
+
+def test_what_is_written_down_of_a_workload() -> None:
+    """By the hash of these texts it is known again after an upgrade."""
+    assert Workload("shop", "web-0").texts() == ("shop", "web-0", "", "", "")
+    assert Workload("shop", more=more_of({"b": "2", "a": "1"})).texts() == (
+        *("shop", "", "", "", ""),
+        '{"a":"1","b":"2"}',
+    )
 
 
 def test_labels() -> None:

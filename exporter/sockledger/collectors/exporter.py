@@ -23,6 +23,13 @@ OVER_LIMIT = Metric(
     MetricType.GAUGE,
     "Workloads that count as cgroup other, as there are more than limits.workloads.",
 )
+NAME_SOURCE_UP = Metric(
+    "sockledger_name_source_up",
+    MetricType.GAUGE,
+    "Whether what is configured to be asked for names answers: docker, podman, kubernetes (the API server).",
+    ("source",),
+    "sources configured",
+)
 CONFIG_RELOAD = Metric(
     "sockledger_config_last_reload_successful",
     MetricType.GAUGE,
@@ -48,7 +55,7 @@ LOST_UPDATES = Metric(
     ("reason",),
     "reasons",
 )
-METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, OVER_LIMIT, CONFIG_RELOAD, BUILD_INFO)
+METRICS = (FLUSH_DURATION, LOST_UPDATES, WORKLOADS, OVER_LIMIT, NAME_SOURCE_UP, CONFIG_RELOAD, BUILD_INFO)
 
 _NO_LABELS = Series([])
 
@@ -63,7 +70,7 @@ class Exporter:
 
     def collect(self) -> list[Family]:
         """Return all families of `METRICS`."""
-        books = self._ledger.books
+        books, sources = self._ledger.books, self._ledger.name_sources_up()
         return [
             Family(FLUSH_DURATION, [(_NO_LABELS, books.seconds)]),
             Family(
@@ -72,6 +79,7 @@ class Exporter:
             ),
             Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
             Family(OVER_LIMIT, [(_NO_LABELS, books.over_limit)]),
+            Family(NAME_SOURCE_UP, [(Series([("source", name)]), int(up)) for name, up in sources.items()]),
             Family(CONFIG_RELOAD, [(_NO_LABELS, int(self._config_ok()))]),
             Family(BUILD_INFO, [(self._build, 1)]),
         ]

@@ -219,7 +219,7 @@ class TcpCollector:
 
     def _new_series(self, workload: Workload, row: _Row) -> Series:
         first, _ = row.values[0]
-        labels = [*workload._asdict().items(), *row.label]
+        labels = [*workload.labels(), *row.label]
         group = None if first.type is MetricType.GAUGE else first.name
         return self._births.series(group, labels, workload, "tcp_totals")
 
@@ -244,7 +244,7 @@ class TcpCollector:
         of_workload = self._parts.setdefault(workload, {})
         parts = of_workload.get(number)
         if parts is None:
-            metric, labels = MEASURES[number], list(workload._asdict().items())
+            metric, labels = MEASURES[number], workload.labels()
             if bounds:
                 group = f"{metric.name}_histogram"  # its sums begin apart from the summary's
                 parts = self._births.histogram(group, labels, bounds, workload, "tcp_histograms")

@@ -64,7 +64,7 @@ class TrafficCollector:
         series = of_workload.get(account)
         if series is None:
             labels = [
-                *account.workload._asdict().items(),
+                *account.workload.labels(),
                 ("protocol", account.protocol),
                 ("family", account.family),
             ]

@@ -33,7 +33,7 @@ class UdpCollector:
             series = self._series.get(workload)
             if series is None:
                 series = self._series[workload] = self._births.series(
-                    RECEIVE_DROPS.name, list(workload._asdict().items()), workload, "udp_totals"
+                    RECEIVE_DROPS.name, workload.labels(), workload, "udp_totals"
                 )
             family.samples.append((series, record[self._drops]))
         yield family

@@ -12,7 +12,7 @@ from sockledger.kernel.libbpf import Map
 
 logger = logging.getLogger(__name__)
 
-LABELS = 5
+VALUES = 6  # that a workload is told apart by
 
 # For a cgroup's `removed`: its sums are not kept, and it is not shown any more.
 ENDED = (1 << 64) - 1
@@ -174,7 +174,7 @@ def _joined(labels: tuple[str, ...]) -> bytes:
 
 
 def _split(joined: bytes) -> tuple[str, ...]:
-    return tuple(joined.decode().split("\0")[:LABELS])
+    return tuple(joined.decode().split("\0")[:VALUES])
 
 
 def _noted(removed: int, released: int, level: int, path: bytes) -> NotedCgroup:

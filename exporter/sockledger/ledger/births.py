@@ -237,7 +237,9 @@ class Births:
 
 
 def _hash_of(owner: Owner | None) -> int:
-    return 0 if owner is None else _hash(owner) or 1
+    if owner is None:
+        return 0
+    return _hash(owner.texts() if isinstance(owner, Workload) else owner) or 1
 
 
 def _hash(texts: Iterable[str]) -> int:

@@ -27,7 +27,7 @@ class Identities:
         self._labels = labels
         self._root = {root_id}  # is not noted, and has a name all the same
         self._most = most
-        self._noted = {number: Workload._make(each) for number, each in labels.all().items()}
+        self._noted = {number: Workload(*each) for number, each in labels.all().items()}
         self._known = dict(self._noted)  # those too for which there is no room in the map
         self._stuck = False
         self._shown: set[Workload] = set()  # that are told apart, and count

@@ -118,6 +118,10 @@ class Ledger:
         self._warned: set[str] = set()
         self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0, 0.0, 0)
 
+    def name_sources_up(self) -> Mapping[str, bool]:
+        """Return whether each that is configured to be asked for names answers."""
+        return self._names.sources_up()
+
     def look_for_names(self) -> None:
         """See what containers are called that may be gone at the next flush."""
         self._names.look()
@@ -202,7 +206,8 @@ class Ledger:
         )
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
         if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
-            known: set[Owner] = {*workloads.values(), *(each.labels for each in self._retirement.label_sets)}
+            known: set[Owner] = set(workloads.values())
+            known |= {Workload(*each.labels) for each in self._retirement.label_sets}
             # a meter that nobody asks for now may be asked for again, and goes on where it was
             known |= {(str(number),) for number, each in noted.items() if not each.removed}
             self._births.forget(known | {point.cgroup_ids for point in attach_points})

@@ -30,7 +30,7 @@ Key = tuple[int, ...]
 
 def port_labels(workload: Workload, port: int) -> list[tuple[str, str]]:
     """Return the labels of a port's series."""
-    return [*workload._asdict().items(), ("port", str(port))]
+    return [*workload.labels(), ("port", str(port))]
 
 
 class Ports:

@@ -53,7 +53,7 @@ Rows = list[tuple[str, Key, tuple[int, ...]]]
 
 def label_set_id(workload: Workload) -> int:
     """Return the id under which the sums of a label set are kept."""
-    digest = hashlib.blake2b("\0".join(workload).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\0".join(workload.texts()).encode(), digest_size=8).digest()
     return RETIRED | int.from_bytes(digest, "big")
 
 
@@ -102,7 +102,7 @@ class Retirement:
             if number in counting or number not in noted or not noted[number].removed
         }
         present = {OVERFLOW, *shown.values()}  # that has sums of its own, beside those of cgroups
-        label_sets = {number: Workload._make(each.labels) for number, each in self._label_sets.items()}
+        label_sets = {number: Workload(*each.labels) for number, each in self._label_sets.items()}
         return shown | {
             number: each
             for number, each in label_sets.items()
@@ -433,7 +433,7 @@ class Retirement:
 
     def _forget_label_sets(self, ended: Collection[int]) -> None:
         # births first: as long as a label set is there, the next daemon knows that its sums have ended
-        self._end_births([Workload._make(self._label_sets[number].labels) for number in ended])
+        self._end_births([Workload(*self._label_sets[number].labels) for number in ended])
         for number in ended:
             del self._label_sets[number]
             self._datapath.label_sets.forget(number)

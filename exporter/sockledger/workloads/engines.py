@@ -80,6 +80,10 @@ class EngineNames:
             self._questions.put((runtime, container_id))
         return name
 
+    def up(self) -> dict[str, bool]:
+        """Return whether each engine answers, as far as is known, by runtime."""
+        return {runtime: runtime not in self._failed for runtime in self._sockets}
+
     def _ask_for_ever(self) -> None:
         pthread_sigmask(SIG_BLOCK, valid_signals())  # they are for the daemon's first thread
         while True:

@@ -10,6 +10,7 @@ from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
 from sockledger.workloads.engines import EngineNames
 from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Naming, Workload
 from sockledger.workloads.paths import cut
+from sockledger.workloads.pod_watch import PodWatch
 from sockledger.workloads.pods import PodNames
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Names:
         naming: Naming,
         pods: PodNames | None = None,
         engines: EngineNames | None = None,
+        watch: PodWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
@@ -60,6 +62,7 @@ class Names:
         self._naming = naming
         self._pods = pods or PodNames()
         self._engines = engines or EngineNames()
+        self._watch = watch or PodWatch()
         self._clock = clock
         self._paths: dict[int, str] = {}
         self._known: dict[str, _Known] = {}  # by path: each is looked at once, if its name is final
@@ -100,7 +103,12 @@ class Names:
 
     def look(self) -> None:
         """Look whether names have come; they may be gone at the next `resolve`."""
-        self._new_names |= any([self._pods.look(), self._engines.look()])
+        self._new_names |= any([self._pods.look(), self._engines.look(), self._watch.look()])
+
+    def sources_up(self) -> dict[str, bool]:
+        """Return whether each that is configured to be asked for names answers."""
+        kubernetes = {"kubernetes": self._watch.answers} if self._watch.on else {}
+        return self._engines.up() | kubernetes
 
     def of_path(self, path: str) -> Workload:
         """Return what a cgroup of this path is called, or might be."""
@@ -130,13 +138,18 @@ class Names:
         workload, identity = self._naming.by_path(path)
         final, awaited, stopgap = True, False, False
         if uid := identity.pod_uid:
-            found = self._pods.find(uid, identity.container_id)
-            final, awaited = found is not None, not found and self._pods.present
+            found, told = self._pods.find(uid, identity.container_id), self._watch.find(uid)
+            final = found is not None and not self._watch.on  # labels may change
+            unheard = self._watch.on and not told
+            awaited = (not found and self._pods.present) or (unheard and self._watch.answers)
+            stopgap = unheard
+            if told:
+                workload = workload._replace(namespace=told.namespace, pod=told.name, more=told.more)
             if best := found or self._pods.guess(uid):
                 container = best.name or workload.container
                 workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
             else:  # it may have had links
-                stopgap = self._pods.present
+                stopgap |= self._pods.present
         elif identity.container_id and self._engines.know(identity.runtime):
             name = self._engines.find(identity.runtime, identity.container_id)
             final, awaited = name is not None, name is None

@@ -1,8 +1,9 @@
 """What a cgroup is called by its path, and which are told apart at all, as users want it."""
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from sockledger.workloads.paths import LEAF, Identity, identify
 
 
 class Workload(NamedTuple):
-    """The five labels of every workload's series, empty where they do not apply.
+    """The labels of a workload's series: five that each has, empty where they do not apply, and some *more*.
 
     An empty label, given by us, keeps Prometheus from filling in our own pod's.
     """
@@ -21,12 +22,30 @@ class Workload(NamedTuple):
     container: str = ""
     unit: str = ""
     cgroup: str = ""
+    more: str = ""  # as `more_of` writes them
+
+    def labels(self) -> list[tuple[str, str]]:
+        """Return names and values."""
+        more = json.loads(self.more).items() if self.more else ()
+        return [*zip(LABELS, self, strict=False), *more]
+
+    def texts(self) -> tuple[str, ...]:
+        """Return what hashes of it are made of, which are the same in every version."""
+        return self if self.more else self[:-1]
+
+
+LABELS = Workload._fields[:-1]  # of every workload
 
 
 OVERFLOW = Workload(cgroup="other")  # totals that found their map full, and what is not told apart
 UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
 
 _ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
+
+
+def more_of(labels: Mapping[str, str]) -> str:
+    """Return labels beside `LABELS` as one text without NULs, the same for the same ones; empty for none."""
+    return json.dumps(labels, sort_keys=True, separators=(",", ":")) if labels else ""
 
 
 def label_value(path: str) -> str:

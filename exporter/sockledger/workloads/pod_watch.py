@@ -1,0 +1,141 @@
+"""What the Kubernetes API says of this node's pods: the labels and annotations that users chose, and names.
+
+A thread of its own lists and watches them, so nothing waits for a server that is slow; what it has told stays
+known while it is away.
+"""
+
+import logging
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from signal import SIG_BLOCK, pthread_sigmask, valid_signals
+from threading import Thread
+from typing import TYPE_CHECKING, NamedTuple
+
+from sockledger.errors import printable
+from sockledger.workloads.naming import more_of
+
+if TYPE_CHECKING:
+    from lightkube.models.meta_v1 import ObjectMeta
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 3.0  # at most: the daemons of all nodes may be started at once
+PACE_SECONDS = 1.0
+RETRY_SECONDS = 60.0  # at most
+
+_STATIC_POD = "kubernetes.io/config.hash"  # the annotation with what a static pod's cgroup has for a uid
+_NOT_IN_NAMES = re.compile("[^a-zA-Z0-9_]")
+_MOST_GONE = 1000
+_MOST_CHARACTERS = 63  # of a value: a label's is never longer, an annotation's may be 256 KiB
+_MOST_OF_ERRORS = 200
+
+
+class Pod(NamedTuple):
+    """What the API calls a pod; *more* are the chosen labels and annotations, as `Workload.more`."""
+
+    namespace: str
+    name: str
+    more: str
+
+
+def label_name(kind: str, key: str) -> str:
+    """Return what a label or an annotation is called here, as in kube-state-metrics' kube_pod_labels."""
+    return f"{kind}_{_NOT_IN_NAMES.sub('_', key)}"
+
+
+class PodWatch:
+    """The pods that the server has told of, or did until a while ago."""
+
+    def __init__(
+        self,
+        node: str = "",
+        kubeconfig: Path | None = None,
+        labels: Iterable[str] = (),
+        annotations: Iterable[str] = (),
+    ) -> None:
+        """Without a *node* nobody is asked; without a *kubeconfig* as the service account of our own pod."""
+        self.on = bool(node)
+        self.answers = True  # as far as is known
+        self._node = node
+        self._kubeconfig = kubeconfig
+        self._labels = {key: label_name("label", key) for key in labels}
+        self._annotations = {key: label_name("annotation", key) for key in annotations}
+        self._pods: dict[str, Pod] = {}  # by what their cgroups have for a uid
+        self._gone: dict[str, Pod] = {}
+        # pods that have come or changed, or None that has gone; with True: all there are
+        self._news: SimpleQueue[tuple[bool, Mapping[str, Pod | None]]] = SimpleQueue()
+        if self.on:
+            Thread(target=self._follow_for_ever, name="pod-watch", daemon=True).start()
+
+    def look(self) -> bool:
+        """Take what has been told; return whether names may have changed."""
+        before = self._pods
+        while not self._news.empty():
+            are_all, news = self._news.get()
+            kept = {} if are_all else {uid: pod for uid, pod in self._pods.items() if uid not in news}
+            present = kept | {uid: pod for uid, pod in news.items() if pod}
+            gone = [each for each in (self._gone | self._pods).items() if each[0] not in present]
+            self._gone = dict(gone[-_MOST_GONE:])  # nobody may have asked for them yet
+            self._pods = present
+        return self._pods != before
+
+    def find(self, uid: str) -> Pod | None:
+        """Return what a pod is called, None if nobody has told."""
+        return self._pods.get(uid) or self._gone.get(uid)
+
+    def _follow_for_ever(self) -> None:
+        pthread_sigmask(SIG_BLOCK, valid_signals())  # they are for the daemon's first thread
+        time.sleep(random.uniform(0, START_SECONDS))  # noqa: S311
+        retry = PACE_SECONDS
+        while True:
+            start = time.monotonic()
+            try:
+                self._follow()
+            except Exception as error:
+                if self.answers:
+                    logger.warning(
+                        "what the Kubernetes API said of pods may be out of date: it does not answer",
+                        extra={"error": _line(error)},
+                    )
+                self.answers = False
+            if time.monotonic() - start > RETRY_SECONDS:
+                retry = PACE_SECONDS
+            time.sleep(random.uniform(retry / 2, retry))  # noqa: S311
+            retry = min(2 * retry, RETRY_SECONDS)
+
+    def _follow(self) -> None:
+        """List all pods, and follow what changes for as long as the server knows that."""
+        from sockledger.workloads import pod_client  # heavy, and few need it
+
+        with pod_client.connect(self._kubeconfig) as client:
+            pods, version = pod_client.list_pods(client, self._node)
+            self._news.put((True, dict(map(self._pod, pods))))
+            if not self.answers:
+                logger.info("the Kubernetes API answers again")
+            self.answers = True
+            with suppress(pod_client.ExpiredError):
+                for present, pod in pod_client.watch_pods(client, self._node, version):
+                    uid, told = self._pod(pod)
+                    self._news.put((False, {uid: told if present else None}))
+
+    def _pod(self, metadata: "ObjectMeta") -> tuple[str, Pod]:
+        """Return what a pod's cgroups have for its uid, and what it is called."""
+        labels, annotations = metadata.labels or {}, metadata.annotations or {}
+        chosen = {name: labels.get(key) for key, name in self._labels.items()}
+        chosen |= {name: annotations.get(key) for key, name in self._annotations.items()}
+        uid = annotations.get(_STATIC_POD) or metadata.uid
+        if not (metadata.namespace and metadata.name and uid):
+            raise ValueError("a pod without a name or a uid")
+        more = {name: value[:_MOST_CHARACTERS] for name, value in chosen.items() if value}
+        return uid, Pod(metadata.namespace, metadata.name, more_of(more))
+
+
+def _line(error: Exception) -> str:
+    """Return what is wrong, in a line that is not too long: a client's may show all of an answer."""
+    text = str(error).split("\n")[0][:_MOST_OF_ERRORS]
+    return printable(text) or type(error).__name__

@@ -1,0 +1,444 @@
+"""Pods' labels from an API server: one that answers, and all the ways in which one may not."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tests.patience import eventually
+from tests.unit.test_names import FakeRoot, Notes
+from tests.unit.test_pods import ID, POD, UID, link
+
+from sockledger.workloads import pod_client
+from sockledger.workloads import pod_watch as module
+from sockledger.workloads.names import WAIT_SECONDS, Names
+from sockledger.workloads.naming import Naming, Workload, more_of
+from sockledger.workloads.pod_watch import Pod, PodWatch
+from sockledger.workloads.pods import PodNames
+
+NODE = "worker-1.example.org"
+Answer = tuple[int, bytes]
+
+
+def metadata(uid: str = UID, name: str = "web-0", **more: object) -> dict[str, Any]:
+    return {"metadata": {"namespace": "shop", "name": name, "uid": uid, **more}}
+
+
+class Api(ThreadingHTTPServer):
+    """Answers as kube-apiserver does when it is asked for the metadata of one node's pods."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.pods: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []  # since the list
+        self.lists = self.watches = 0
+        self.list_answer: Answer | None = None
+        self.watch_answer: Answer | None = None
+        self.told = threading.Condition()
+        self.ended = False
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def tell(self, what: str, pod: dict[str, Any]) -> None:
+        with self.told:
+            pod["metadata"]["resourceVersion"] = str(101 + len(self.events))
+            self.events.append({"type": what, "object": pod})
+            self.told.notify_all()
+
+    def end(self) -> None:
+        with self.told:
+            if self.ended:
+                return
+            self.ended = True
+            self.told.notify_all()
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        asked = {name: values[0] for name, values in parse_qs(url.query).items()}
+        assert url.path == "/api/v1/pods"
+        assert asked["fieldSelector"] == f"spec.nodeName={NODE}"
+        assert self.headers["Authorization"] == "Bearer secret"
+        if asked.get("watch") == "true":
+            assert "as=PartialObjectMetadata;" in self.headers["Accept"]
+            assert asked["allowWatchBookmarks"] == "true"
+            self.watch(int(asked["resourceVersion"]))
+        else:
+            assert "as=PartialObjectMetadataList;" in self.headers["Accept"]
+            self.server.lists += 1
+            listed = {"metadata": {"resourceVersion": "100"}, "items": self.server.pods}
+            self.answer(self.server.list_answer or (200, json.dumps(listed).encode()))
+
+    def answer(self, answer: Answer) -> None:
+        self.send_response(answer[0])
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer[1])))
+        self.end_headers()
+        self.wfile.write(answer[1])
+
+    def watch(self, version: int) -> None:
+        self.server.watches += 1
+        if self.server.watch_answer:
+            self.answer(self.server.watch_answer)
+            return
+        self.send_response(200)
+        self.end_headers()
+        with self.server.told:
+            while not self.server.ended:
+                for event in self.server.events[version - 100 :]:
+                    self.wfile.write(json.dumps(event).encode() + b"\n")
+                version = 100 + len(self.server.events)
+                self.server.told.wait()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+        pass
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 0.0)
+    monkeypatch.setattr(module, "PACE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(pod_client, "PACE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    server = Api()
+    yield server
+    server.end()
+
+
+Watching = Callable[..., PodWatch]
+
+
+@pytest.fixture
+def watching(api: Api, tmp_path: Path) -> Iterator[Watching]:
+    """Makes those that ask the server, or another."""
+    made: list[PodWatch] = []
+
+    def watch(url: str = f"http://127.0.0.1:{api.server_port}", **chosen: list[str]) -> PodWatch:
+        made.append(PodWatch(NODE, kubeconfig(tmp_path, url), **chosen))
+        return made[-1]
+
+    yield watch
+    parked = [park(each) for each in made]
+    api.end()
+    assert all(each.wait(30) for each in parked)
+
+
+def park(watch: PodWatch) -> threading.Event:
+    """Have its thread do nothing from its next round on; return what tells of that."""
+    parked = threading.Event()
+
+    def wait() -> None:
+        parked.set()
+        threading.Event().wait()
+
+    watch._follow = wait  # type: ignore[method-assign]
+    return parked
+
+
+def kubeconfig(folder: Path, url: str) -> Path:
+    made = folder / "kubeconfig"
+    config = {
+        "clusters": [{"name": "here", "cluster": {"server": url}}],
+        "users": [{"name": "us", "user": {"token": "secret"}}],
+        "contexts": [{"name": "it", "context": {"cluster": "here", "user": "us"}}],
+        "current-context": "it",
+    }
+    made.write_text(json.dumps(config))
+    return made
+
+
+def comes_to(watch: PodWatch, uid: str, pod: Pod | None) -> None:
+    def come() -> bool:
+        watch.look()
+        return watch.find(uid) == pod
+
+    eventually(come, f"{uid} is {pod}")
+
+
+def test_what_is_chosen(api: Api, watching: Watching) -> None:
+    labels = {"app": "web", "app.kubernetes.io/name": "shop-web", "not-chosen": "x", "empty": ""}
+    api.pods = [metadata(labels=labels, annotations={"example.org/text": "a\0b\n" + "c" * 100})]
+    api.pods.append(metadata("other", "web-1"))
+    watch = watching(
+        labels=["app", "app.kubernetes.io/name", "empty", "missing"], annotations=["example.org/text"]
+    )
+    chosen = {
+        "label_app": "web",
+        "label_app_kubernetes_io_name": "shop-web",
+        "annotation_example_org_text": "a\0b\n" + "c" * 59,
+    }
+    comes_to(watch, UID, Pod("shop", "web-0", more_of(chosen)))
+    comes_to(watch, "other", Pod("shop", "web-1", ""))
+    assert dict(Workload(more=more_of(chosen)).labels()[5:]) == chosen
+
+
+def test_a_static_pod(api: Api, watching: Watching) -> None:
+    """Its cgroups have the hash of its manifest; the uid is that of its image in the API."""
+    hashed = {"kubernetes.io/config.hash": "0123456789abcdef"}
+    api.pods = [metadata(annotations=hashed, labels={"app": "etcd"})]
+    watch = watching(labels=["app"])
+    comes_to(watch, "0123456789abcdef", Pod("shop", "web-0", '{"label_app":"etcd"}'))
+    assert watch.find(UID) is None
+
+
+def test_pods_come_change_and_go(api: Api, watching: Watching) -> None:
+    api.pods = [metadata(labels={"app": "a"})]
+    watch = watching(labels=["app"])
+    comes_to(watch, UID, Pod("shop", "web-0", '{"label_app":"a"}'))
+    api.tell("ADDED", metadata("second", "web-1"))
+    comes_to(watch, "second", Pod("shop", "web-1", ""))
+    api.tell("BOOKMARK", metadata("third"))
+    api.tell("MODIFIED", metadata(labels={"app": "b"}))
+    comes_to(watch, UID, Pod("shop", "web-0", '{"label_app":"b"}'))
+    assert watch.find("third") is None
+    assert not watch.look()
+    api.tell("DELETED", metadata("second", "web-1"))
+    eventually(watch.look)
+    assert watch.find("second") == Pod("shop", "web-1", ""), "its cgroup may be there still"
+    assert api.lists == api.watches == 1
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        (200, b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}\n'),
+        (410, b'{"kind": "Status", "code": 410, "message": "too old"}'),
+    ],
+)
+def test_a_version_that_is_too_old(
+    api: Api, watching: Watching, gone: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All is listed again, and who has gone meanwhile stays known for a while."""
+    api.watch_answer = gone
+    api.pods = [metadata()]
+    watch = watching()
+    comes_to(watch, UID, Pod("shop", "web-0", ""))
+    api.pods = [metadata("second", "web-1")]
+    comes_to(watch, "second", Pod("shop", "web-1", ""))
+    assert watch.find(UID) == Pod("shop", "web-0", "")
+    assert not caplog.records
+
+
+def test_so_many_that_are_gone(api: Api, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_GONE", 2)
+    api.pods = [metadata(f"pod-{number}") for number in range(4)]
+    watch = watching()
+    comes_to(watch, "pod-3", Pod("shop", "web-0", ""))
+    for number in range(3):
+        api.tell("DELETED", metadata(f"pod-{number}"))
+    comes_to(watch, "pod-0", None)
+    assert watch.find("pod-1")
+    assert watch.find("pod-2")
+
+
+FORBIDDEN = json.dumps(
+    {"kind": "Status", "code": 403, "message": 'pods is forbidden: User "x" cannot list resource "pods"'}
+).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((403, FORBIDDEN), 'pods is forbidden: User "x" cannot list resource "pods"'),
+        ((500, b"{}"), ""),
+        ((200, b"<html>\n"), ""),
+        ((200, b"[]"), ""),
+        ((200, b"{}"), ""),
+        ((200, b'{"metadata": {}, "items": []}'), ""),
+        ((200, b'{"metadata": {"resourceVersion": "100"}, "items": [{"metadata": {}}]}'), ""),
+        ((200, b'{"metadata": {"resourceVersion": "100"}, "items": [{}]}'), ""),
+        ((200, b'{"metadata": {"resourceVersion": "100"}, "items": [{"metadata": {"labels": 1}}]}'), ""),
+        ((302, b""), ""),
+    ],
+)
+def test_a_server_that_answers_otherwise(
+    api: Api, watching: Watching, answer: Answer, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of once, and asked again."""
+    caplog.set_level(logging.INFO)
+    api.list_answer = answer
+    watch = watching(labels=["app"])
+    eventually(lambda: api.lists > 2 and not watch.answers)
+    api.list_answer = None
+    api.pods = [metadata(labels={"app": "a"})]
+    comes_to(watch, UID, Pod("shop", "web-0", '{"label_app":"a"}'))
+    eventually(lambda: watch.answers)
+    said, back = [each for each in caplog.records if each.name == module.__name__]
+    assert "\n" not in said.error  # type: ignore[attr-defined]
+    assert 0 < len(said.error) <= 200  # type: ignore[attr-defined]
+    assert error in said.error  # type: ignore[attr-defined]
+    assert back.message == "the Kubernetes API answers again"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(403, FORBIDDEN), (200, b"nonsense\n"), (200, b'{"type": "ADDED", "object": {}}\n'), (500, b"")],
+)
+def test_a_watch_that_is_answered_otherwise(api: Api, watching: Watching, answer: Answer) -> None:
+    api.watch_answer = answer
+    api.pods = [metadata()]
+    watch = watching()
+    comes_to(watch, UID, Pod("shop", "web-0", ""))
+    eventually(lambda: api.watches > 2)
+    api.watch_answer = None
+    api.tell("ADDED", metadata("second", "web-1"))
+    comes_to(watch, "second", Pod("shop", "web-1", ""))
+
+
+def test_a_server_that_goes_and_comes_back(api: Api, watching: Watching) -> None:
+    api.pods = [metadata()]
+    watch = watching()
+    comes_to(watch, UID, Pod("shop", "web-0", ""))
+    api.end()
+    eventually(lambda: not watch.answers)
+    assert not watch.look()
+    assert watch.find(UID) == Pod("shop", "web-0", "")
+    other = Api(api.server_port)
+    try:
+        other.pods = [metadata("second", "web-1")]
+        comes_to(watch, "second", Pod("shop", "web-1", ""))
+    finally:
+        other.end()
+
+
+def test_a_server_that_falls_silent(api: Api, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a load balancer has forgotten the connection: all is listed again."""
+    monkeypatch.setattr(pod_client, "SILENCE_SECONDS", 0.05)
+    watch = watching()
+    eventually(lambda: api.lists > 2)
+    assert api.watches >= 2
+    assert watch.find(UID) is None
+
+
+def test_watches_that_end_at_once(api: Api, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_client, "PACE_SECONDS", 3600.0)
+    slept: list[float] = []
+    enough, original = threading.Event(), time.sleep
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if seconds > 1:
+            enough.wait(30)
+        else:
+            original(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    api.watch_answer = 200, b""
+    watching()
+    eventually(lambda: any(seconds > 3500 for seconds in slept))
+    assert api.watches == 1
+    enough.set()
+
+
+@pytest.mark.parametrize("content", [None, "", "[", "a: b", "clusters: []\ncontexts: []", "\0"])
+def test_no_kubeconfig(tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """It may come."""
+    path = tmp_path / "config"
+    if content is not None:
+        path.write_text(content)
+    watch = PodWatch(NODE, path)
+    eventually(lambda: not watch.answers)
+    assert park(watch).wait(30)
+    (record,) = (each for each in caplog.records if each.name == module.__name__)
+    assert record.error  # type: ignore[attr-defined]
+
+
+def test_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    watch = PodWatch(NODE)
+    eventually(lambda: not watch.answers)
+    assert park(watch).wait(30)
+
+
+def test_nobody_is_asked() -> None:
+    watch = PodWatch()
+    assert not watch.on
+    assert not watch.look()
+    assert watch.find(UID) is None
+
+
+class Told(PodWatch):
+    """What has been told so far."""
+
+    def __init__(self, **pods: Pod) -> None:
+        super().__init__()
+        self.on = True
+        self.tell(pods)
+
+    def tell(self, pods: dict[str, Pod]) -> None:
+        self._news.put((False, pods))
+
+
+WEB = Pod("shop", "web-0", '{"label_app":"web"}')
+NAMED = Workload("shop", "web-0", "nginx", more=WEB.more)
+UNLABELLED = NAMED._replace(more="")
+
+
+class Node:
+    """A container's cgroup, and its names at a time of our own."""
+
+    def __init__(self, folder: Path, watch: PodWatch, *paths: str) -> None:
+        self.now = 0.0
+        self.paths = dict(enumerate(paths or (f"{POD}/{ID}",), 2))
+        self.names = Names(
+            FakeRoot(self.paths), Notes(), Naming(), PodNames(folder), watch=watch, clock=lambda: self.now
+        )
+
+    def resolve(self) -> tuple[Workload | None, bool]:
+        """What the first is called, and whether that is a stopgap."""
+        names, stopgaps = self.names.resolve(self.paths, {})
+        return names.get(2), 2 in stopgaps
+
+
+def test_labelled(tmp_path: Path) -> None:
+    link(tmp_path, "nginx", ID)
+    watch = Told(**{UID: WEB})
+    node = Node(tmp_path, watch)
+    assert node.resolve() == (NAMED, False)
+    watch.tell({UID: WEB._replace(more="")})
+    assert node.resolve() == (UNLABELLED, False), "labels may change"
+
+
+def test_labels_are_waited_for(tmp_path: Path) -> None:
+    link(tmp_path, "nginx", ID)
+    watch = Told()
+    node = Node(tmp_path, watch)
+    assert node.resolve() == (None, False)
+    node.now = WAIT_SECONDS
+    assert node.resolve() == (UNLABELLED, True), "what it was called before, if it was"
+    watch.tell({UID: WEB})
+    assert node.resolve() == (NAMED, False)
+
+
+def test_no_labels_are_waited_for_from_a_server_that_is_away(tmp_path: Path) -> None:
+    link(tmp_path, "nginx", ID)
+    watch = Told()
+    watch.answers = False
+    assert Node(tmp_path, watch).resolve() == (UNLABELLED, True)
+
+
+def test_named_by_the_server_where_there_are_no_links(tmp_path: Path) -> None:
+    node = Node(tmp_path / "nothing", Told(**{UID: WEB}))
+    assert node.resolve() == (NAMED._replace(container=ID[:12]), False)
+
+
+def test_who_is_no_pod_is_not_waited_for(tmp_path: Path) -> None:
+    assert Node(tmp_path, Told(), "/a").resolve() == (Workload(cgroup="/a"), False)
