@@ -136,6 +136,11 @@ def assert_balanced(path: DataPath, root: CgroupRoot) -> None:
     assert all_totals(path) == control(path, root) != NOTHING
 
 
+def kept(path: DataPath) -> dict[str, int]:
+    """Return the label sets' ids, by what they have for cgroup."""
+    return {Workload(*each.labels).cgroup: number for number, each in path.label_sets.all().items()}
+
+
 def entries(path: DataPath) -> dict[str, int]:
     """Return how many entries there are in each map that grows with cgroups."""
     names = ("cgroups", "label_sets", "shown", *path.kept)
@@ -687,8 +692,7 @@ def test_no_room_for_label_sets(parent: Cgroup, below: CgroupRoot, netns: Netns,
             fold(ledger, clock)
             fold(ledger, clock)
             assert sent(ledger) == {}
-        kept = {each.labels[-1] for each in path.label_sets.all().values()}
-        assert kept == {"/d", "/e"}
+        assert kept(path).keys() == {"/d", "/e"}
         with ExitStack() as lives:
             for name in "de":
                 lives.enter_context(new_cgroup(parent.path, name))
@@ -714,7 +718,7 @@ def test_no_room_for_label_sets(parent: Cgroup, below: CgroupRoot, netns: Netns,
 def test_a_full_map_ends_nobody_in_vain(
     parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
 ) -> None:
-    """Ports of a cgroup that lives leave no room for another's: only the sums of that port end."""
+    """Ports of a cgroup that lives leave no room for another's: its sums end, and nobody else's."""
     with attached(below, cgroups=500, label_sets=500) as path:
         ledger = ledger_of(path, below, clock)
         truth = {}
@@ -738,6 +742,8 @@ def test_a_full_map_ends_nobody_in_vain(
                 fold(ledger, clock)
             assert gone not in path.cgroups.all()
             assert dict(rows_of(path, "listen_totals"))[RETIRED, 0] == (7,)
+            assert sent(ledger) == {}
+            del truth["/d"]
             with ExitStack() as again:
                 for name in "abcd":
                     again.enter_context(new_cgroup(parent.path, name))
@@ -768,10 +774,14 @@ def test_the_oldest_in_the_way_ends(parent: Cgroup, below: CgroupRoot, netns: Ne
             released(path, 1)
             for _ in range(3):
                 fold(ledger, clock)
-            kept = {each.labels[-1]: number for number, each in path.label_sets.all().items()}
-            assert kept.keys() == {"/a", "/c", "/d"}
+            label_sets = kept(path)
+            assert label_sets.keys() == {"/a", "/c", "/d"}
             rows = dict(rows_of(path, "listen_totals"))
-            assert (rows[kept["/c"], 80], rows[kept["/d"], 81], rows[RETIRED, 0]) == ((7,), (8,), (7,))
+            assert (rows[label_sets["/c"], 80], rows[label_sets["/d"], 81], rows[RETIRED, 0]) == (
+                (7,),
+                (8,),
+                (7,),
+            )
         assert_balanced(path, below)
 
 
@@ -873,23 +883,30 @@ class Daemons:
     """One after the other over the same maps, and a scraper that adds up as PromQL's increase() does."""
 
     def __init__(
-        self, path: DataPath, below: CgroupRoot, clock: Clock, counter: str = "transmit_bytes"
+        self,
+        path: DataPath,
+        below: CgroupRoot,
+        clock: Clock,
+        counter: str = "transmit_bytes",
+        family: str = "",
     ) -> None:
         self._path, self._below, self._clock = path, below, clock
-        self._samples = re.compile(rf'^sockledger_{counter}_total{{cgroup="([^"]*)".* (\S+)$', re.MULTILINE)
+        self._samples = re.compile(
+            rf'^sockledger_{counter}_total{{cgroup="([^"]*)".*{family}.* (\S+)$', re.MULTILINE
+        )
         self._last: dict[str, float] = {}
         self.increases: Counter[str] = Counter()  # of the counter, by cgroup
         self.begin()
 
     def begin(self) -> None:
         """All that is gone is due at once from then on."""
-        self._daemon = Daemon(self._path, self._below, self._clock)
+        self.daemon = Daemon(self._path, self._below, self._clock)
         self._clock.ahead += LONG_ENOUGH
 
     def scrape(self, pages: int) -> None:
         """Each page is of a flush of its own."""
         for _ in range(pages):
-            self._take(self._daemon.page())
+            self._take(self.daemon.page())
 
     def killed(self, monkeypatch: pytest.MonkeyPatch, call: int, pages: int) -> bool:
         """The same, killed at one of its calls; returns whether it makes so many. Another begins then."""
@@ -918,7 +935,7 @@ def end_of(daemons: Daemons, parent: Cgroup, path: DataPath, netns: Netns, numbe
         released(path, 1)
         if "a" in name:
             daemons.scrape(6)
-            assert [each.labels[-1] for each in path.label_sets.all().values()] == [name]
+            assert kept(path).keys() == {name}
     return truth
 
 
@@ -929,6 +946,93 @@ def come_back(daemons: Daemons, parent: Cgroup, path: DataPath, netns: Netns, nu
     released(path, 2 if f"/b{number}" in {each.path for each in path.cgroups.all().values()} else 1)
     daemons.scrape(6)
     return truth
+
+
+def twice(netns: Netns, parent: Cgroup, path: DataPath, stack: ExitStack, *, drops: int = 0) -> int:
+    """Let a service be started twice, and end; a socket that is left keeps the second from being released.
+
+    Each time it drops as many connections. Return the bytes sent.
+    """
+    table, truth = path.maps["listen_totals"], 0
+    for turn in (1, 2):
+        with new_cgroup(parent.path, "a") as cgroup, new_socket(netns, cgroup) as made:
+            truth += exchange(made, turn)
+            if drops:
+                table.update(table.key.struct.pack(cgroup.id, 80), drops.to_bytes(8, sys.byteorder))
+            if turn == 2:
+                stack.enter_context(made.dup())
+    eventually(lambda: sum(each.released > 0 for each in path.cgroups.all().values()) == 1)
+    return truth
+
+
+def test_no_room_for_a_label_set_of_two(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """A workload ends as a whole: with one of its cgroups a counter that is shown would fall."""
+    with attached(below, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        with new_cgroup(parent.path, "only") as only:
+            truth = Counter({"/only": send(netns, only)})
+            daemons.scrape(2)
+        released(path, 1)
+        daemons.scrape(6)
+        stack.enter_context(new_cgroup(parent.path, "only"))
+        truth["/a"] = twice(netns, parent, path, stack)
+        daemons.scrape(2)
+        for _ in range(6):
+            clock.ahead += LONG_ENOUGH
+            daemons.scrape(2)
+            assert daemons.increases == truth
+        stack.close()
+        released(path, 2)
+        clock.ahead += LONG_ENOUGH
+        daemons.scrape(3)
+        assert daemons.increases == truth
+        assert_balanced(path, below)
+
+
+def test_no_room_for_rows_of_two(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """As long as there is none both are shown; then both are kept."""
+    with attached(below, cgroups=500, label_sets=500) as path, ExitStack() as stack:
+        ledger, ports = ledger_of(path, below, clock), path.kept["listen_totals"]
+        lives = stack.enter_context(new_cgroup(parent.path, "lives"))
+        truth = twice(netns, parent, path, stack, drops=7)
+        assert sum(ports.make((lives.id, port)) for port in range(1, 2000)) < 1500, "full"
+        seen = []
+        while not kept(path):
+            ledger.flush()
+            sums = ledger.books.sums["listen_totals"].items()
+            drops = {workload.cgroup: record for (workload, _), record in sums if any(record)}
+            seen.append((sent(ledger), drops))
+            clock.ahead += LONG_ENOUGH // 4
+            assert len(seen) < 20
+        assert len(seen) > 4
+        assert all(each == ({"/a": truth}, {"/a": (14,)}) for each in seen)
+        ledger.flush()
+        assert sent(ledger) == {}
+        assert dict(rows_of(path, "listen_totals"))[kept(path)["/a"], 80] == (14,)
+
+
+def test_no_room_for_all_rows_of_one(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """What has ended is another counter when it is back, and begins at 0 for who scrapes."""
+    with attached(below, cgroups=50, label_sets=50) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock, family="ipv6")
+        lives = stack.enter_context(new_cgroup(parent.path, "lives"))
+        truth = 0
+        for datagrams in (0, 10, 25):
+            with new_cgroup(parent.path, "d") as cgroup:
+                send(netns, cgroup)
+                truth += send(netns, cgroup, datagrams, family=socket.AF_INET6) if datagrams else 0
+                daemons.scrape(3)
+            released(path, 1)
+            clock.ahead += LONG_ENOUGH
+            if datagrams == 10:
+                rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
+                assert rows < 1000, "full"
+                daemons.scrape(2)
+                assert "/d" not in sent(daemons.daemon.ledger)
+            daemons.scrape(4)
+        assert daemons.increases["/d"] == truth
 
 
 @pytest.mark.parametrize("ahead", [0, DAY], ids=["no room", "a day later"])

@@ -49,7 +49,7 @@ from tests.kernel.tcp import (
     meminfo_drops,
     tcp_losses,
 )
-from tests.kernel.test_gone import Clock, assert_balanced, fold, ledger_of, released, send, sent
+from tests.kernel.test_gone import Clock, assert_balanced, fold, kept, ledger_of, released, send, sent
 from tests.kernel.test_tcp import assert_over, wait_until_over
 from tests.kernel.traffic import Generator, Result, scaled
 from tests.patience import SCALE, eventually
@@ -364,9 +364,6 @@ def test_fewer_label_sets(below: CgroupRoot, pins: Pins, parent: Cgroup, netns: 
     """Those in use stay, however many, with their sums; as others end there come to be as few as wanted."""
     clock, truth = Clock(), dict.fromkeys(("/a", "/b", "/c"), 0)
 
-    def kept(path: DataPath) -> set[str]:
-        return {each.labels[-1] for each in path.label_sets.all().values()}
-
     with closing(start(below, pins, label_sets=10)) as path:
         ledger = ledger_of(path, below, clock)
         for name in truth:
@@ -384,7 +381,7 @@ def test_fewer_label_sets(below: CgroupRoot, pins: Pins, parent: Cgroup, netns: 
                 for _ in range(2):
                     ledger.flush()
                     assert sent(ledger) == truth
-                assert kept(path) == truth.keys()
+                assert kept(path).keys() == truth.keys()
                 assert path.maps["label_sets"].max_entries == 10
     with closing(start(below, pins, label_sets=1)) as path:
         released(path, 3)
@@ -753,7 +750,7 @@ def test_no_memory_for_what_is_gone(
                 assert len(caplog.records) <= 2
                 del truth["/b"]
                 eventually(lambda: shown_by(ledger) == truth, "folded")
-                assert {each.labels[-1] for each in path.label_sets.all().values()} == {"/a", "/b"}
+                assert kept(path).keys() == {"/a", "/b"}
             assert_balanced(path, below)
 
 

@@ -330,10 +330,8 @@ class Retirement:
         results = ((number, self._fold(filled[number], shown[number])) for number in due)
         return {number: full for number, full in results if full is not None}
 
-    def _fold(
-        self, rows: Rows, workload: Workload, *, retire: bool = False, left: int = 0
-    ) -> set[str] | None:
-        """Move a cgroup's sums to its label set's; with *retire* those for which there is no room end.
+    def _fold(self, rows: Rows, workload: Workload, *, left: int = 0) -> set[str] | None:
+        """Move a cgroup's sums to its label set's.
 
         Of one that lives on under another name, since it *left*, only counters. Return None, or if it stays
         as it is the maps that are full; none if there is no memory.
@@ -347,9 +345,8 @@ class Retirement:
             sums, target = self._datapath.kept[table], (label_set, *key[1:])
             if not sums.make(target):
                 full.add(table)
-                target = sums.retired(key)
             moves.append((sums, key, target))
-        if full and not retire:
+        if full:
             return full
         if new:
             made = KeptLabelSet(self._clock(), 0, workload)
@@ -409,19 +406,31 @@ class Retirement:
 
         for _ in range(excess - len(ending)):
             leaving[LABEL_SETS] += end_one({LABEL_SETS})
-        staying = {shown[number] for number in shown.keys() - self._label_sets.keys() - without_room.keys()}
-        for number, full in without_room.items():
-            workload = shown[number]
-            if not full or any(leaving[table] > 0 for table in full):
+        ends = {number for number in without_room if noted[number].released}
+        staying = {shown[number] for number in shown.keys() - self._label_sets.keys() - ends}
+        staying |= {
+            shown[number]
+            for number in shown.keys() & self._label_sets.keys()
+            if self._label_sets[number].left
+        }
+        by_workload: defaultdict[Workload, set[int]] = defaultdict(set)
+        for number in without_room:
+            by_workload[shown[number]].add(number)
+        for workload, numbers in by_workload.items():
+            full = set[str]().union(*(without_room[number] for number in numbers))
+            if not all(without_room[number] for number in numbers) or any(
+                leaving[table] > 0 for table in full
+            ):
                 leaving.subtract(full)  # at a later flush there is room
-                staying.add(workload)
-            elif self._fits(workload) and end_one(full):
-                staying.add(workload)
-            elif noted[number].released and workload not in staying:
-                if LABEL_SETS in full:
-                    self._datapath.cgroups.end(number, noted[number])
-                else:
-                    self._fold(filled[number], workload, retire=True)
+            elif not (self._fits(workload) and end_one(full)) and workload not in staying:
+                self._end(workload, numbers, noted)
+
+    def _end(self, workload: Workload, cgroups: Collection[int], noted: Mapping[int, NotedCgroup]) -> None:
+        """Let all that is shown of a workload end together: part of it would be a counter that has fallen."""
+        if (label_set := label_set_id(workload)) in self._label_sets:
+            self._note(label_set, seen=0)
+        for number in cgroups:
+            self._datapath.cgroups.end(number, noted[number])
 
     def _note(self, label_set: int, *, seen: int | None = None, left: int | None = None) -> None:
         each = self._label_sets[label_set]
