@@ -257,16 +257,40 @@ def test_what_is_no_pin_is_left_alone(pinned: Surroundings, netns: Netns) -> Non
         assert daemon.lines("level=WARN") == 0
 
 
-def test_what_cannot_be_understood_is_one_line(pinned: Surroundings) -> None:
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        (
+            "root",
+            lambda path: path.symlink_to("abc"),
+            "root names no cgroup: .* sockledger uninstall removes it",
+        ),
+        (
+            "links/sl_receive",
+            Path.mkdir,
+            "sl_receive: Permission denied: remove it, or run sockledger uninstall",
+        ),
+        (
+            "links/sl_transmit",
+            lambda path: path.symlink_to("nowhere"),
+            "sl_transmit: is no pin: remove it, or run sockledger uninstall",
+        ),
+    ],
+)
+def test_what_cannot_be_understood_is_one_line(
+    pinned: Surroundings, name: str, make: Callable[[Path], None], reason: str
+) -> None:
     end(pinned.run(), signal.SIGTERM)
-    root = pinned.bpffs / "sockledger/v1/root"
-    root.unlink()
-    root.symlink_to("abc")
+    place = pinned.bpffs / "sockledger/v1" / name
+    place.unlink()
+    make(place)
+    attached = len(pinned.attached())
     daemon = pinned.start()
     assert daemon.process.wait(PATIENCE) == 1
-    assert len(daemon.log.splitlines()) == 1
-    assert "root names no cgroup" in daemon.log
-    assert "sockledger uninstall removes it" in daemon.log
+    *warnings, line = daemon.log.splitlines()
+    assert re.search(reason, line)
+    assert all("attached anew" in each for each in warnings)
+    assert len(pinned.attached()) == attached
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

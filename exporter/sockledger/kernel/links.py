@@ -37,7 +37,7 @@ class Links:
             try:
                 if self._pins:
                     self._pins.keep(link.fd, self._pins.link(name))
-            except OSError:
+            except (UserError, OSError):
                 link.destroy()
                 raise
             self._new.add(name)

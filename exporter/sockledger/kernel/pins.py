@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from sockledger.errors import UserError
+from sockledger.errors import UserError, remedy
 from sockledger.kernel.btf import Layout, describe, parse
 from sockledger.kernel.libbpf import BPF_F_RDONLY, Link, Map, OpenMap, open_pin, pin
 from sockledger.kernel.maps import CORE, FIXED, PENDING
@@ -298,9 +298,12 @@ class Pins:
             each.map.reuse(table.fd)
 
     def keep(self, fd: int, path: Path) -> None:
-        """Pin, unless it is."""
-        with suppress(FileExistsError):
+        """Pin, unless it is. UserError if something else is there."""
+        try:
             pin(fd, path)
+        except FileExistsError:
+            if not stat.S_ISREG(_mode(path) or stat.S_IFREG):  # it may be gone meanwhile
+                raise UserError(f"{path}: is no pin: remove it, or run sockledger uninstall") from None
 
     def flushes(self, maps: Iterable[Path]) -> dict[Path, Path]:
         """Return, by where its flush is pinned or is to be, what among *maps* has pending counts."""
@@ -412,7 +415,14 @@ def opened_map(path: Path, file_flags: int = 0) -> Iterator[OpenMap]:
 
 def _open_link(path: Path) -> Link:
     """Open the link that is pinned at *path*; UserError if it is none."""
-    link = Link.open(path)
+    try:
+        link = Link.open(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if remedy(error):
+            raise
+        raise UserError(f"{path}: {error.strerror}: remove it, or run sockledger uninstall") from None
     try:
         _require_kind("link", link.fd, path)
     except BaseException:
