@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,13 +28,18 @@ from tests.cluster.kubernetes import (
     talker,
 )
 from tests.cluster.talk import BYTES
+from tests.cluster.talk import main as talk
 from tests.daemon.prometheus import Prometheus
 from tests.daemon.support import Page
-from tests.kernel.machine import run
+from tests.kernel.machine import new_cgroup, run
 from tests.patience import eventually
+
+from sockledger.kernel.cgroups import find_root
 
 SOCKLEDGER = str(ROOT / ".venv/bin/sockledger")
 BPFFS = DIR / "bpf"
+CONFIG = DIR / "config.yml"
+ACCOUNT = "/run/secrets/kubernetes.io/serviceaccount"
 PORT = 10042
 EXPORTER = "exporter"
 
@@ -54,6 +60,13 @@ class Exporter:
     def page(self) -> Page:
         return Page(run("curl", "--silent", "--fail", f"http://{self.address}:{PORT}/metrics"))
 
+    def is_up(self) -> bool:
+        try:
+            self.page()
+        except RuntimeError:
+            return False
+        return True
+
 
 def running() -> list[int]:
     """The exporter's processes, seldom more than one."""
@@ -63,22 +76,67 @@ def running() -> list[int]:
 
 def manifest() -> Manifest:
     capabilities = {"drop": ["ALL"], "add": ["BPF", "PERFMON", "NET_ADMIN", "SYS_CHROOT"]}
-    command = (SOCKLEDGER, "run", f"--path.bpffs={BPFFS}", f"--web.listen-address=0.0.0.0:{PORT}")
-    return pod(
+    flags = (f"--path.bpffs={BPFFS}", f"--web.listen-address=0.0.0.0:{PORT}", f"--config.file={CONFIG}")
+    made = container(
         EXPORTER,
-        container(EXPORTER, *command, securityContext={"capabilities": capabilities}),
+        *(SOCKLEDGER, "run", *flags),
+        securityContext={"capabilities": capabilities},
+        env=[{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+    )
+    made["volumeMounts"].append({"name": "account", "mountPath": f"/host{ACCOUNT}", "readOnly": True})
+    made = pod(
+        EXPORTER,
+        made,
         namespace="monitoring",
         hostPID=True,
+        serviceAccountName=EXPORTER,
         securityContext={"seccompProfile": {"type": "RuntimeDefault"}},
     )
+    # as Kubernetes would mount it, but in the host's file system, which it runs in
+    namespace = {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+    sources = [
+        {"serviceAccountToken": {"path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt"}},
+        {"downwardAPI": {"items": [namespace]}},
+    ]
+    made["spec"]["volumes"].append({"name": "account", "projected": {"sources": sources}})
+    return made
+
+
+# What a user has to allow.
+ACCOUNT_AND_ROLE: list[Manifest] = [
+    {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": EXPORTER, "namespace": "monitoring"},
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": EXPORTER},
+        "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}],
+    },
+]
+BINDING: Manifest = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "ClusterRoleBinding",
+    "metadata": {"name": EXPORTER},
+    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": EXPORTER},
+    "subjects": [{"kind": "ServiceAccount", "name": EXPORTER, "namespace": "monitoring"}],
+}
 
 
 @pytest.fixture(scope="module")
 def exporter(kubernetes: Kubernetes) -> Iterator[Exporter]:
     BPFFS.mkdir()
     run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(BPFFS))
+    CONFIG.write_text("workloads: {kubernetes: {kubeconfig: in-cluster, pod_labels: [app]}}")
     for name in ("monitoring", "shop"):
         kubernetes.kubectl("create", "namespace", name)
+    kubernetes.apply(*ACCOUNT_AND_ROLE, BINDING)
+    account = Path(ACCOUNT)
+    folders = [each for each in (account, *account.parents) if not each.exists()]
+    account.mkdir(parents=True, exist_ok=True)
     try:
         kubernetes.apply(manifest())
         started = kubernetes.wait_until(EXPORTER, lambda each: bool(each["status"].get("podIP")))
@@ -90,6 +148,8 @@ def exporter(kubernetes: Kubernetes) -> Iterator[Exporter]:
         eventually(lambda: not running(), "exporter ended")
     finally:
         run(SOCKLEDGER, "uninstall", f"--path.bpffs={BPFFS}")
+        for folder in folders:
+            folder.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +208,15 @@ def test_kinds_of_pods(kubernetes: Kubernetes, exporter: Exporter, prometheus: P
     expected = {key: number * BYTES for key, number in truth.items()}
     eventually(lambda: sent(prometheus) == expected, f"{expected}")
     assert sent(prometheus, "receive") == expected
+    metric = 'sockledger_transmit_bytes_total{protocol="udp",label_app!=""}'
+    labelled = {
+        (each["metric"]["pod"], each["metric"]["label_app"]): int(each["value"][1])
+        for each in prometheus.query(f"sum by (pod, label_app) ({metric})")
+    }
+    by_pod: Counter[tuple[str, str]] = Counter()
+    for (_, name, _), number in expected.items():
+        by_pod[name, {"static-localhost": "static", agent: "agent"}.get(name, name)] += number
+    assert labelled == by_pod, "all of it is under the pod's label"
 
 
 def test_the_exporters_own_pod(exporter: Exporter, prometheus: Prometheus) -> None:
@@ -188,17 +257,8 @@ def test_killed_exporter(exporter: Exporter) -> None:
     before = workloads(exporter.page())
     assert before
     os.kill(exporter.process, signal.SIGKILL)
-    after: list[dict[frozenset[tuple[str, str]], float]] = []
-
-    def is_back() -> bool:
-        try:
-            after[:] = [workloads(exporter.page())]
-        except RuntimeError:
-            return False
-        return True
-
-    eventually(is_back, "restarted")
-    assert after == [before]
+    eventually(exporter.is_up, "restarted")
+    assert workloads(exporter.page()) == before
 
 
 def test_containers_without_kubernetes(kubernetes: Kubernetes, exporter: Exporter) -> None:
@@ -211,12 +271,71 @@ def test_containers_without_kubernetes(kubernetes: Kubernetes, exporter: Exporte
         eventually(lambda labels=labels: exporter.page().sum("transmit_bytes_total", **labels) == 25 * BYTES)  # type: ignore[misc]
 
 
+def is_shown(exporter: Exporter, name: str, number: int, **labels: str) -> bool:
+    """Whether a pod of the namespace default has sent so many datagrams, all under these labels."""
+    at = {"namespace": "default", "pod": name, "container": "main"}
+    page = exporter.page()
+    sent = page.sum("transmit_bytes_total", protocol="udp", **at)
+    return sent == page.sum("transmit_bytes_total", protocol="udp", **at, **labels) == number * BYTES
+
+
+def api_answers(exporter: Exporter) -> bool:
+    return exporter.page().sum("name_source_up", source="kubernetes") == 1
+
+
 def test_without_the_api_server(kubernetes: Kubernetes, exporter: Exporter) -> None:
     kubernetes.stop("apiserver")
     try:
         MANIFESTS.joinpath("alone.json").write_text(json.dumps(pod("alone", talker("main", 90))))
         eventually(lambda: said("alone-localhost", 1), "the static pod has said it")
-        name = {"namespace": "default", "pod": "alone-localhost", "container": "main"}
-        eventually(lambda: exporter.page().sum("transmit_bytes_total", protocol="udp", **name) == 90 * BYTES)
+        eventually(lambda: is_shown(exporter, "alone-localhost", 90))
+        assert not api_answers(exporter)
     finally:
         kubernetes.start("apiserver")
+    eventually(lambda: api_answers(exporter))
+    kubernetes.apply(pod("later", talker("main", 35)))
+    eventually(lambda: is_shown(exporter, "later", 35, label_app="later"))
+
+
+def test_forbidden(kubernetes: Kubernetes, exporter: Exporter) -> None:
+    """By RBAC, from its start: what had labels keeps them, what is new has none until it may."""
+    kubernetes.kubectl("delete", "clusterrolebinding", EXPORTER)
+    os.kill(exporter.process, signal.SIGKILL)
+    eventually(exporter.is_up)
+    eventually(lambda: not api_answers(exporter))
+    assert is_shown(exporter, "later", 35, label_app="later")
+    kubernetes.apply(pod("unlabelled", talker("main", 45)))
+    eventually(lambda: is_shown(exporter, "unlabelled", 45))
+    reason = 'User \\"system:serviceaccount:monitoring:exporter\\" cannot list resource'
+    assert any(reason in each.read_text() for each in logs(EXPORTER))
+    kubernetes.apply(BINDING)
+    eventually(lambda: api_answers(exporter))
+
+
+def test_a_thousand_pods(kubernetes: Kubernetes, exporter: Exporter) -> None:
+    """Of this node, and as many of another."""
+    kubernetes.kubectl("create", "namespace", "crowd")
+    kubernetes.stop("kubelet")  # which would refuse so many, and say so in each
+    try:
+        for node in ("localhost", "elsewhere"):
+            kubernetes.create_pods(
+                pod(f"{node}-{number}", container("main", "true"), namespace="crowd", nodeName=node)
+                for number in range(1000)
+            )
+        uids = {each["metadata"]["name"]: each["metadata"]["uid"] for each in kubernetes.pods()}
+        ours, other = uids["localhost-999"], uids["elsewhere-999"]
+        parent = find_root(None).path / "kubepods"
+        with new_cgroup(parent, f"pod{ours}") as first, new_cgroup(parent, f"pod{other}") as second:
+            for number, cgroup in enumerate((first, second), 5):
+                with cgroup.joined():
+                    talk(number, 0)
+            ours_labels = {"namespace": "crowd", "pod": "localhost-999", "label_app": "localhost-999"}
+            eventually(lambda: exporter.page().sum("transmit_bytes_total", **ours_labels) == 5 * BYTES)
+            page = exporter.page()
+            assert page.sum("transmit_bytes_total", namespace="", pod=other) == 6 * BYTES
+            (resident,) = page.values("process_resident_memory_bytes")
+            assert resident < 75e6
+    finally:
+        kubernetes.kubectl("delete", "--raw=/api/v1/namespaces/crowd/pods?gracePeriodSeconds=0")
+        kubernetes.kubectl("delete", "namespace", "crowd", "--wait=false")
+        kubernetes.start("kubelet")
