@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.daemon.support import SOCKLEDGER, Daemon, Page, Surroundings, existing_links
 from tests.daemon.test_lock import WAITING
+from tests.daemon.test_signals import reload
 from tests.daemon.traffic import converse, send_datagrams
 from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import PATIENCE, eventually
@@ -78,6 +79,37 @@ def test_born_while_no_daemon_runs(pinned: Surroundings, netns: Netns) -> None:
 
 def counts_anew(daemon: Daemon, before: int) -> bool:
     return daemon.lines("msg=counting") > before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_gone_before_the_next_daemon(pinned: Surroundings, netns: Netns, number: signal.Signals) -> None:
+    """It is shown until scrapers have had the time to come, however short the time that is configured."""
+    flag = pinned.configure("persist: {gone: 1s}\nflush: {interval: 100ms}")
+    daemon = pinned.run(flag)
+    daemon.page("one")
+    with new_cgroup(pinned.cgroup.path, "a") as a:
+        sent = send_datagrams(netns, a, a)
+    if number == signal.SIGHUP:
+        reload(daemon)
+    else:
+        end(daemon, number)
+        daemon = pinned.run(flag)
+    time.sleep(3)
+    assert sent_by_a(daemon.page("one")) == [0]
+    time.sleep(3)
+    assert sent_by_a(daemon.page("one")) == [sent]
+
+
+def test_meters_detached_before_the_next_daemon(pinned: Surroundings) -> None:
+    """They are attached again, and it is said that they were not."""
+    flag = pinned.configure("attach: {meters: [/a]}")
+    with new_cgroup(pinned.cgroup.path, "a"):
+        end(pinned.run(flag), signal.SIGKILL)
+        for link in (pinned.bpffs / "sockledger/v1/links").glob("sl_meter_*"):
+            run("bpftool", "link", "detach", "pinned", str(link))
+        daemon = pinned.run(flag)
+        assert daemon.lines("sl_meter_receive-", "attached anew", "counts are missing") == 1
+        assert daemon.lines("level=WARN") == 2
 
 
 def test_executes_itself_anew(pinned: Surroundings, netns: Netns) -> None:

@@ -51,6 +51,16 @@ def test_the_oldest_of_too_many_is_forgotten() -> None:
     assert scrapers.have_seen(1)
 
 
+def test_scrapers_of_a_daemon_before_have_yet_to_come() -> None:
+    clock = Clock()
+    scrapers = Scrapers(clock, others=True)
+    scrapers.note_page("one", 0, clock.now)
+    scrapers.note_page("one", 0, clock.now)
+    assert not scrapers.have_seen(1), "another one may be slower"
+    clock.now += RECENT
+    assert scrapers.have_seen(1)
+
+
 def test_one_that_was_forgotten_sees_all_as_new_at_first() -> None:
     clock = Clock()
     scrapers = Scrapers(clock)

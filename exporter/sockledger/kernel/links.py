@@ -30,6 +30,7 @@ class Links:
         """Go on with the pinned link if *go_on* can, else *attach* and pin; UserError if that fails."""
         link = self._pinned(name)
         if not link or not go_on(link):
+            was_attached = name in self.expected or link is not None
             if link:
                 link.destroy()
                 self._unpin(name)
@@ -41,7 +42,7 @@ class Links:
                 link.destroy()
                 raise
             self._new.add(name)
-            if name in self.expected:
+            if was_attached:
                 logger.warning("attached anew, it was not any more: counts are missing", extra={"link": name})
         self._held[name] = link
         self._attach[name] = attach

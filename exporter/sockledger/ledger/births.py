@@ -71,11 +71,11 @@ class Births:
         generations: Mapping[str, str] | None = None,
         clock: Callable[[], int] = boottime,
     ) -> None:
-        self.scrapers = Scrapers(clock)
         self._shown = shown
         self._masks = {table: _hash([each]) for table, each in (generations or {}).items()}
         self._count = 0
         self._written = {key for key, _ in shown.items()}
+        self.scrapers = Scrapers(clock, others=bool(self._written))
         self._ending = {key for key, owner in shown.items() if owner == _ENDING}
         self._unwritten: dict[int, tuple[int, int]] = {}  # number and owner, by key
         self._full = False

@@ -24,10 +24,14 @@ class _Pages:
 
 
 class Scrapers:
-    """The scrapers of late. *clock* is CLOCK_BOOTTIME in nanoseconds."""
+    """The scrapers of late. *clock* is CLOCK_BOOTTIME in nanoseconds.
 
-    def __init__(self, clock: Callable[[], int] = boottime) -> None:
+    Where a predecessor has shown something, *others* may have scraped it, and have yet to come.
+    """
+
+    def __init__(self, clock: Callable[[], int] = boottime, *, others: bool = False) -> None:
         self._clock = clock
+        self._others = others
         self._start = clock()
         self._newest = 0  # that any has seen
         self._pages: OrderedDict[str, _Pages] = OrderedDict()
@@ -55,4 +59,6 @@ class Scrapers:
         Two, for in the first one a series that is new is at 0.
         """
         recent = self._clock() - RECENT
+        if self._others and self._start > recent:
+            return False
         return all(pages.before_last > moment for pages in tuple(self._pages.values()) if pages.sent > recent)
