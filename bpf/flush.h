@@ -21,6 +21,11 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 	if (owner == FREE || owner == CLAIMING)
 		return 0;
 	(*taken)++;
+	if (owner == LEFT) { /* a packet may still have found it before */
+		drain(s);
+		WRITE_ONCE(s->owner, RETIRED);
+		return 0;
+	}
 	if (owner == RETIRED) {
 		if (drain(s))
 			BRANCH(LATE);
@@ -32,7 +37,8 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 	/* when it falls silent, too: what has come may be dropped only now, as it is read */
 	if (settings.udp && s->protocol == UDP)
 		pull_drops_at(s, owner);
-	if (!drain(s)) {
+	/* without networks nothing has a class, and packets do not look for it */
+	if (!drain(s) || (!settings.peers && s->peer)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);
 	}

@@ -36,16 +36,17 @@ enum protocol { OTHER, TCP, UDP, ICMP };
 #define FREE	 0ULL		  /* as the kernel made it */
 #define RETIRED	 (1ULL << 63)	  /* no packet finds it any more; free after a grace period */
 #define CLAIMING (1ULL << 63 | 1) /* its new owner is writing down who that is */
+#define LEFT	 (1ULL << 63 | 2) /* its owner has taken another; the next walk retires it */
 
 /* A seat in the table of sockets, one cache line. Who has none is written through to the totals. */
 struct socket_counts {
 	__u64 owner;
 	__u64 cgroup_id;
 	enum protocol protocol : 16;
-	__u16 peer;	  /* class of the remote address; 0: not looked up */
-	__u16 tag;	  /* 0: none */
-	__u16 generation; /* of what tag and peer mean; 0 until something can change them */
-	__u64 address;	  /* of struct sock, if it is a TCP or UDP socket's */
+	__u16 peer;			     /* class of the remote address; 0: there are no networks */
+	__u16 tag;			     /* 0: none */
+	__u16 generation;		     /* of what the tag means; 0 until something can change it */
+	__u64 address;			     /* of struct sock, if it is a TCP or UDP socket's */
 	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
 };
 

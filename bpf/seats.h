@@ -21,7 +21,7 @@ static __always_inline __u32 seats(void)
  * with cookies that follow each other, sit side by side, on a page or two: a packet of one in a thousand
  * sockets would miss the TLB otherwise. Two rounds of multiplying make the rest as good as random.
  */
-static __always_inline struct socket_counts *seat(__u64 cookie, int way)
+static __always_inline __u32 seat_number(__u64 cookie, int way)
 {
 	__u64 hash = (cookie / NEIGHBOURS * WAYS + way) * GOLDEN_RATIO;
 	__u32 index, most = seats();
@@ -30,7 +30,17 @@ static __always_inline struct socket_counts *seat(__u64 cookie, int way)
 	index = ((hash >> 32) * most >> 32) + cookie % NEIGHBOURS;
 	if (index >= most)
 		index %= most;
+	return index;
+}
+
+static __always_inline struct socket_counts *seat_at(__u32 index)
+{
 	return bpf_map_lookup_elem(&sockets, &index);
+}
+
+static __always_inline struct socket_counts *seat(__u64 cookie, int way)
+{
+	return seat_at(seat_number(cookie, way));
 }
 
 #endif

@@ -11,6 +11,7 @@ const volatile struct settings {
 	__u8 tcp;
 	__u8 tcp_histograms; /* per cgroup, beside those of the node */
 	__u8 udp;
+	__u8 peers;
 } settings SEC(".rodata.settings") = {};
 
 #endif

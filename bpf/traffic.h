@@ -5,6 +5,7 @@
  */
 #include "drain.h"
 #include "lease.h"
+#include "peers.h"
 #include "seats.h"
 #include "tcp_sockets.h"
 #include "udp.h"
@@ -81,6 +82,44 @@ static __always_inline enum family family_of(struct __sk_buff *skb)
 	return skb->protocol == bpf_htons(ETH_P_IPV6) ? IPV6 : IPV4;
 }
 
+/* Whom a packet comes from, or goes to. */
+struct peer {
+	struct address address;
+	__u32 class;
+	__u64 generation; /* in which that was looked up, or an older one */
+};
+
+static __always_inline void meet_peer(struct __sk_buff *skb, enum direction direction, struct peer *peer)
+{
+	peer->generation = generation();
+	read_peer(skb, family_of(skb), direction, &peer->address);
+	peer->class = class_of(&peer->address);
+}
+
+/* Of a seat whose owner, the packet's socket, was read as *owner*. */
+static __always_inline bool has_same_peer(__u32 index, __u64 owner, __u64 cookie, struct __sk_buff *skb,
+					  enum direction direction)
+{
+	struct address address;
+
+	if (!settings.peers)
+		return true;
+	/* where to read depends on the owner, so no CPU reads what was there before him */
+	asm volatile("" : "+r"(owner));
+	index += owner - cookie;
+	read_peer(skb, family_of(skb), direction, &address);
+	return is_of_peer(index, &address);
+}
+
+static __always_inline bool is_connected(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	return sk && sk->dst_port;
+}
+
 static __always_inline void add_pending(struct socket_counts *s, struct __sk_buff *skb, __u32 segments,
 					enum direction direction)
 {
@@ -128,18 +167,27 @@ static __always_inline __u64 address_of(struct __sk_buff *skb)
  * Take a seat that is free. Its key is written before anybody finds it by its owner: the exchange is a full
  * barrier. Two CPUs may each take one for the same socket; both count, and the one further on will be idle.
  */
-static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct __sk_buff *skb)
+static __always_inline bool claim(__u32 index, __u64 cookie, struct __sk_buff *skb, const struct peer *peer)
 {
+	struct socket_counts *s = seat_at(index);
 	const struct sock *sk;
+	struct seat_peer *p;
 
-	if (__sync_val_compare_and_swap(&s->owner, FREE, CLAIMING) != FREE) {
+	if (!s || __sync_val_compare_and_swap(&s->owner, FREE, CLAIMING) != FREE) {
 		BRANCH(CLAIM_LOST);
 		return false;
 	}
 	BRANCH(CLAIMED);
 	s->cgroup_id = bpf_skb_cgroup_id(skb);
 	s->protocol = protocol_of(skb);
-	s->peer = 0;
+	s->peer = peer->class;
+	if (settings.peers) {
+		p = peer_at(index);
+		if (p) {
+			p->address = peer->address;
+			p->generation = peer->generation;
+		}
+	}
 	s->tag = 0;
 	s->generation = 0;
 	s->address = address_of(skb);
@@ -153,30 +201,69 @@ static __always_inline bool claim(struct socket_counts *s, __u64 cookie, struct 
 	return true;
 }
 
+/*
+ * Whether a seat of the packet's socket counts for the class of its peer. A connected socket leaves one that
+ * does not: it has other networks now, or was connected anew. Others talk to whom they want.
+ */
+static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u64 cookie,
+				       struct __sk_buff *skb, const struct peer *peer)
+{
+	const struct sock *sk;
+	struct seat_peer *p;
+
+	if (s->peer == peer->class) {
+		p = peer_at(index);
+		/* as long as it is this socket's, nobody writes another address, and the class is that of
+		 * both */
+		if (p && p->generation != peer->generation && same_address(&p->address, &peer->address)) {
+			BRANCH(PEER_REFRESHED);
+			WRITE_ONCE(p->generation, peer->generation);
+		}
+		return true;
+	}
+	if (is_connected(skb) && __sync_val_compare_and_swap(&s->owner, cookie, LEFT) == cookie) {
+		BRANCH(PEER_LEFT);
+		/* or what it has dropped until now would be from before it was met */
+		sk = (const void *)READ_ONCE(s->address);
+		if (settings.udp && sk && s->protocol == UDP)
+			pull_drops(cookie, sk, s->cgroup_id, true);
+	}
+	return false;
+}
+
 /* The socket's seat, or a new one; NULL if there is none for it now. */
-static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_buff *skb)
+static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_buff *skb,
+						     const struct peer *peer)
 {
 	struct socket_counts *s;
 	struct lost_updates *l;
 	int vacant = WAYS;
 
 	for (int way = 0; way < WAYS; way++) {
+		__u32 index = seat_number(cookie, way);
 		__u64 owner;
 
-		s = seat(cookie, way);
+		s = seat_at(index);
 		if (!s)
 			continue;
 		owner = READ_ONCE(s->owner);
 		if (owner == cookie) {
-			BRANCH(FURTHER_ON);
-			return s;
+			if (!settings.peers || counts_for(s, index, cookie, skb, peer)) {
+				BRANCH(FURTHER_ON);
+				return s;
+			}
+			if (READ_ONCE(s->owner) == cookie) {
+				BRANCH(PEER_OTHER);
+				return NULL;
+			}
 		}
 		if (owner == FREE && vacant == WAYS)
 			vacant = way;
 	}
 	if (vacant < WAYS) {
-		s = seat(cookie, vacant);
-		return s && claim(s, cookie, skb) ? s : NULL;
+		__u32 index = seat_number(cookie, vacant);
+
+		return claim(index, cookie, skb, peer) ? seat_at(index) : NULL;
 	}
 	BRANCH(SOCKETS_FULL);
 	l = lost_updates();
@@ -185,7 +272,8 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 	return NULL;
 }
 
-static __always_inline void write_through(struct __sk_buff *skb, __u32 segments, enum direction direction)
+static __always_inline void write_through(struct __sk_buff *skb, __u32 segments, enum direction direction,
+					  const struct peer *peer)
 {
 	struct totals_key key = {};
 	struct totals *t;
@@ -194,6 +282,7 @@ static __always_inline void write_through(struct __sk_buff *skb, __u32 segments,
 	key.cgroup_id = bpf_skb_cgroup_id(skb);
 	key.protocol = protocol_of(skb);
 	key.family = family_of(skb);
+	key.peer = peer->class;
 	t = totals_of(&key);
 	if (!t)
 		return;
@@ -203,17 +292,21 @@ static __always_inline void write_through(struct __sk_buff *skb, __u32 segments,
 		add_transmit(t, skb->len, segments);
 }
 
-/* All packets but those of a socket that sits at its home. */
+/* All packets but those of a socket that sits at its home, and has the peer that it had. */
 static __noinline int count_slowly(struct __sk_buff *skb, __u64 cookie, __u32 segments,
 				   enum direction direction)
 {
-	/* without a cookie: not seen so far, these programs run for sockets only */
-	struct socket_counts *s = cookie ? seat_of(cookie, skb) : NULL;
+	struct socket_counts *s;
+	struct peer peer = {};
 
+	if (settings.peers)
+		meet_peer(skb, direction, &peer);
+	/* without a cookie: not seen so far, these programs run for sockets only */
+	s = cookie ? seat_of(cookie, skb, &peer) : NULL;
 	if (s)
 		add_pending(s, skb, segments, direction);
 	else
-		write_through(skb, segments, direction);
+		write_through(skb, segments, direction, &peer);
 	return 0;
 }
 
@@ -224,13 +317,16 @@ static __noinline int count_slowly(struct __sk_buff *skb, __u64 cookie, __u32 se
 static __always_inline void count_packet(struct __sk_buff *skb, enum direction direction)
 {
 	__u64 cookie = bpf_get_socket_cookie(skb);
-	struct socket_counts *s = seat(cookie, 0);
+	__u32 home = seat_number(cookie, 0);
+	struct socket_counts *s = seat_at(home);
 	__u32 segments = wire_segments(skb);
+	__u64 owner;
 
 	if (dormant())
 		return;
 	count_control(skb, segments, direction);
-	if (cookie && s && READ_ONCE(s->owner) == cookie) {
+	owner = s ? READ_ONCE(s->owner) : 0;
+	if (cookie && owner == cookie && has_same_peer(home, owner, cookie, skb, direction)) {
 		BRANCH(FAST);
 		add_pending(s, skb, segments, direction);
 	} else {

@@ -22,7 +22,7 @@ class Change:
 # About a millisecond.
 PAUSE = "bpf_loop(20000, tick, NULL, 0);\n"
 _TICK = "static long tick(__u32 number, void *unused)\n{\n	return bpf_ktime_get_ns() == 0;\n}\n\n"
-_LOOK = "if (cookie && s && READ_ONCE(s->owner) == cookie) {\n"
+_LOOK = "if (cookie && owner == cookie && has_same_peer(home, owner, cookie, skb, direction)) {\n"
 _CLAIM = "	if (vacant < WAYS) {\n"
 _SOMETIMES = "bpf_get_prandom_u32() % 32 == 0"
 
@@ -35,7 +35,7 @@ SLOW_MOTION = (
 )
 
 # And each flush takes all seats back, from active sockets too; slowly, so that these add meanwhile.
-_IDLE = "	if (!drain(s)) {\n"
+_IDLE = "	if (!drain(s) || (!settings.peers && s->peer)) {\n"
 _ALWAYS = "	if (!drain(s) || true) {\n"
 HURRIED = (*SLOW_MOTION, Change("flush.h", _IDLE, _ALWAYS))
 RESTLESS = (*SLOW_MOTION, Change("flush.h", _IDLE, f"{_ALWAYS}		{PAUSE}"))

@@ -27,10 +27,12 @@ from sockledger.kernel.libbpf import (
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
 from sockledger.kernel.maps import PENDING, SLOT, TOGETHER, begins_alone, policy
+from sockledger.kernel.networks import Networks
 from sockledger.kernel.noted import CgroupLabels, KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
 from sockledger.kernel.pins import Pins, opened_map, pin_name
 from sockledger.kernel.sums import (
+    CLASSES_PER_CGROUP,
     LEAST_PORTS,
     QUEUES,
     RETIRED_TOTALS,
@@ -74,6 +76,7 @@ class Parts:
     tcp: bool = True
     tcp_histograms: bool = False
     udp: bool = True
+    peers: bool = False
 
 
 class _Jumper(NamedTuple):
@@ -153,7 +156,9 @@ class DataPath:
         room = _room(pins, "label_sets", label_sets)
         self.maps["label_sets"].max_entries = max(room, 1)
         rows = cgroups + room
-        self.maps["totals"].max_entries = _room(pins, "totals", rows * TOTALS_PER_CGROUP + RETIRED_TOTALS)
+        per_cgroup = TOTALS_PER_CGROUP * (CLASSES_PER_CGROUP if parts.peers else 1)
+        self.maps["totals"].max_entries = _room(pins, "totals", rows * per_cgroup + RETIRED_TOTALS)
+        self.maps["seat_peers"].max_entries = sockets if parts.peers else 1
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
@@ -191,6 +196,7 @@ class DataPath:
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
         self.cgroup_labels = CgroupLabels(self.maps["cgroup_labels"])
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
+        self.networks = Networks(self.maps, {key.peer for key, _ in self.totals()})
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)
@@ -206,6 +212,8 @@ class DataPath:
                 return self._parts.udp
             case "cgroup":
                 return not forbids_reading()
+            case "seat":
+                return self._parts.peers
         return True
 
     # ---- pins

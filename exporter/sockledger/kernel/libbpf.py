@@ -28,6 +28,7 @@ BPF_ANY, BPF_NOEXIST = 0, 1
 BPF_F_RDONLY = 1 << 3
 BPF_LINK_TYPE_CGROUP = 3
 _LOG_LINES = 64
+_NAME_BYTES = 15  # of a map, without its NUL
 _ITERATOR_BYTES = 32 * 1024  # what the kernel gathers for one read
 
 
@@ -63,6 +64,20 @@ class _TestRunOpts(ctypes.Structure):
         ("ctx_size_in", c_uint32),
         ("ctx_size_out", c_uint32),
         ("retval", c_uint32),
+    )
+
+
+class _MapCreateOpts(ctypes.Structure):
+    """struct bpf_map_create_opts, up to the last member that is set."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
     )
 
 
@@ -144,6 +159,10 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
     "bpf_map__set_autocreate": (c_int, (c_void_p, ctypes.c_bool)),
     "bpf_map__set_initial_value": (c_int, (c_void_p, c_char_p, c_size_t)),
+    "bpf_map_create": (
+        c_int,
+        (c_int, c_char_p, c_uint32, c_uint32, c_uint32, POINTER(_MapCreateOpts)),
+    ),
     "bpf_map_lookup_elem": (c_int, (c_int, c_char_p, c_void_p)),
     "bpf_map_update_elem": (c_int, (c_int, c_char_p, c_char_p, c_uint64)),
     "bpf_map_lookup_batch": (
@@ -462,6 +481,21 @@ class OpenMap(Table):
     def fd(self) -> int:
         """The file descriptor."""
         return self._fd
+
+
+class NewMap(OpenMap):
+    """A map that is like another but for how many entries it has room for: to be put into a map of maps."""
+
+    def __init__(self, like: "Map", entries: int) -> None:
+        options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=like.flags)
+        name = like.name.encode()[:_NAME_BYTES]
+        sizes = like.key_size, like.value_size, entries
+        fd = _library().bpf_map_create(like.type, name, *sizes, byref(options))
+        super().__init__(_checked(fd, f"bpf_map_create of {like.name}"))
+
+    def close(self) -> None:
+        """Let go of it: it lives on where it was put."""
+        os.close(self.fd)
 
 
 class Map(Table):

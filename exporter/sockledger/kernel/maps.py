@@ -46,12 +46,18 @@ _POLICIES = {
     "tcp_sockets": Policy(Entries.FIXED),
     "udp_sockets": Policy(Entries.FIXED),
     "lease": Policy(Entries.FIXED),
+    "class_names": Policy(Entries.COPIED),
+    # a seat whose peer is not known here is looked up again
+    "seat_peers": Policy(Entries.LEFT),
     # from one flush to the next
     "listen_queues": Policy(Entries.LEFT),
     # each daemon's own
     "grace_inner": Policy(pinned=False),
     "grace_period": Policy(pinned=False),
     "closing": Policy(pinned=False),
+    "networks_inner": Policy(pinned=False),
+    "networks": Policy(pinned=False),
+    "networks_state": Policy(pinned=False),
 }
 _SLOTS = Policy(Entries.LEFT)  # each start puts its own program there
 

@@ -20,6 +20,8 @@ RETIRED = 1 << 63
 
 # Typical cgroups use two protocols over two families.
 TOTALS_PER_CGROUP = 4
+# And talk to three classes of peers.
+CLASSES_PER_CGROUP = 3
 # By protocol and family.
 RETIRED_TOTALS = 8
 # A cgroup may listen on many ports.

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Classes of remote addresses: users name networks, and each packet counts for the class of the address at
+ * its other end, which the narrowest of these networks has. A seat counts for one class, so that a connected
+ * socket's is looked up once; it is found again by the address and by the generation of the networks.
+ */
+#ifndef SOCKLEDGER_PEERS_H
+#define SOCKLEDGER_PEERS_H
+
+#include "array.h"
+#include "ledger.h"
+#include "settings.h"
+#include <stddef.h>
+
+#define CLASS_NONE  0 /* there are no networks */
+#define CLASS_OTHER 1 /* none of them has the address */
+
+/* What a look-up compares from its first bit on, so the family comes first; in network byte order. */
+struct address {
+	__u32 family; /* 4 or 6 */
+	__u32 words[4];
+};
+
+struct network {
+	__u32 prefix_length; /* with the family's bits */
+	struct address address;
+};
+
+struct network_class {
+	__u32 class;
+};
+
+/* User space makes another of these, and puts it there, when networks change. */
+struct networks_inner {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct network);
+	__type(value, struct network_class);
+} networks_inner SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct networks_inner);
+} networks SEC(".maps") = {
+	.values = {&networks_inner},
+};
+
+/*
+ * Moves on after the networks have: who reads it has looked them up before, so what a seat notes with it is
+ * what they say, or it is noted with an older one and looked up again.
+ */
+struct networks_state {
+	__u64 generation; /* never the same twice, whichever daemon's; 0: none yet */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct networks_state);
+} networks_state SEC(".maps");
+
+/* What a seat's class was looked up for, by the seat's number. */
+struct seat_peer {
+	struct address address;
+	__u32 unused;
+	__u64 generation;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536); /* set from limits.sockets */
+	__type(key, __u32);
+	__type(value, struct seat_peer);
+} seat_peers SEC(".maps");
+
+/* What users call the classes. A number is never another's. */
+struct class_key {
+	__u32 class;
+};
+
+#define CLASS_NAME_BYTES 64
+
+struct class_name {
+	char name[CLASS_NAME_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct class_key);
+	__type(value, struct class_name);
+} class_names SEC(".maps");
+
+static __always_inline __u64 generation(void)
+{
+	const struct networks_state *state = only_entry(&networks_state);
+
+	return state ? READ_ONCE(state->generation) : 0;
+}
+
+/* Not inlined: it is not on the fast path, and its key takes stack. */
+static __noinline __u32 class_of(const struct address *address)
+{
+	struct network key = {.prefix_length = sizeof(*address) * 8};
+	const struct network_class *found;
+	void *trie = only_entry(&networks);
+
+	if (!trie || !address)
+		return CLASS_OTHER;
+	key.address = *address;
+	found = bpf_map_lookup_elem(trie, &key);
+	return found ? found->class : CLASS_OTHER;
+}
+
+#define IPV4_SOURCE 12
+#define IPV6_SOURCE 8
+
+/* The address at a packet's other end. */
+static __always_inline void read_peer(struct __sk_buff *skb, enum family family, enum direction direction,
+				      struct address *address)
+{
+	__builtin_memset(address, 0, sizeof(*address));
+	if (family == IPV6) {
+		address->family = 6;
+		bpf_skb_load_bytes(skb, IPV6_SOURCE + (direction == RECEIVE ? 0 : 16), address->words, 16);
+	} else {
+		address->family = 4;
+		bpf_skb_load_bytes(skb, IPV4_SOURCE + (direction == RECEIVE ? 0 : 4), address->words, 4);
+	}
+}
+
+static __always_inline bool same_address(const struct address *one, const struct address *other)
+{
+	return one->family == other->family && one->words[0] == other->words[0] &&
+	       one->words[1] == other->words[1] && one->words[2] == other->words[2] &&
+	       one->words[3] == other->words[3];
+}
+
+static __always_inline struct seat_peer *peer_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&seat_peers, &index);
+}
+
+/* Whether a seat's class was looked up for this address, in the networks of now. */
+static __always_inline bool is_of_peer(__u32 index, const struct address *address)
+{
+	const struct seat_peer *p = peer_at(index);
+
+	return p && p->generation == generation() && same_address(&p->address, address);
+}
+
+#endif
