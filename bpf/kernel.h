@@ -18,7 +18,22 @@ struct bpf_map {
 	__u32 max_entries;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct task_struct {
+	int pid; /* 0: the first one's, which has no parent but itself */
+	struct task_struct *real_parent;
+	struct nsproxy *nsproxy;
 	int softirq_disable_cnt;
 };
 

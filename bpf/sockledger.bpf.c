@@ -10,5 +10,6 @@
 #include "cgroups.h"	 /* what cgroups are called, and their ends */
 #include "older.h"	 /* sockets that were there before */
 #include "attachments.h" /* who else counts here */
+#include "host.h"	 /* where we are */
 
 char LICENSE[] SEC("license") = "GPL";

@@ -5,12 +5,14 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from sockledger.errors import UserError, printable
+from sockledger.kernel.networks import Network
 from sockledger.workloads.paths import LEAF, LEVELS
 from sockledger.workloads.pod_watch import label_name
 
@@ -30,6 +32,9 @@ _POD_KEY = re.compile(  # k8s.io/apimachinery/pkg/util/validation, IsQualifiedNa
     r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
 _NODE = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")  # IsDNS1123Subdomain
+NODE_NETWORKS = ("host", "subnet")  # this node's addresses, and the networks that it is in
+_CLASS = re.compile("[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_BUILT_IN = (*NODE_NETWORKS, "loopback", "service", "other", "unknown")
 _COLLECTIONS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 
 
@@ -131,6 +136,15 @@ class Config:
     aggregate: str | int = LEAF  # of `LEVELS`, or a number of levels of the path
     include: tuple[str, ...] = ()  # globs of cgroup paths
     exclude: tuple[str, ...] = ()
+    networks: Mapping[str, tuple[Network, ...]] = field(default_factory=dict)  # by the class of peers
+    networks_file: Path | None = None  # with the same
+    service_networks: tuple[Network, ...] = ()
+    node_networks: tuple[str, ...] = ()  # of NODE_NETWORKS
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether peers have classes."""
+        return bool(self.networks or self.networks_file or self.service_networks or self.node_networks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,18 +170,39 @@ def load(path: Path | None) -> Config:
     """Return the configuration in the file *path*, or the defaults without one; raise `ConfigError`."""
     if path is None:
         return Config()
-    file = printable(str(path))
-    root = _compose(_read(path, file), file)
-    if root is None:
-        return Config()
-    problems: list[tuple[int, str]] = []
-    config: Config = _walk(_CONFIG, root, "", problems)
+    config, problems = _load(path, _CONFIG, Config())
+    if not problems and config.networks and config.networks_file:
+        problems.append((1, "networks_file: there are networks, too; allowed: one of both"))
     if not problems and config.persist.lease < 2 * config.flush.interval:
         problems.append((1, "persist.lease: is shorter than two of flush.interval; allowed: longer"))
+    _refuse(path, problems)
+    return config
+
+
+def load_networks(path: Path) -> Mapping[str, tuple[Network, ...]]:
+    """Return the networks in the file *path*, by class; raise `ConfigError`."""
+    none: Mapping[str, tuple[Network, ...]] = {}
+    networks, problems = _load(path, _NETWORKS, none)
+    _refuse(path, problems)
+    return networks
+
+
+_T = TypeVar("_T")
+
+
+def _load(path: Path, schema: "_Schema", empty: _T) -> tuple[_T, list[tuple[int, str]]]:
+    """Return what is in a file, *empty* if that is nothing, and what is wrong with it, by line."""
+    file = printable(str(path))
+    root = _compose(_read(path, file), file)
+    problems: list[tuple[int, str]] = []
+    return empty if root is None else _walk(schema, root, "", problems), problems
+
+
+def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
     if problems:
+        file = printable(str(path))
         problems.sort(key=lambda problem: problem[0])
         raise ConfigError("\n".join(f"{file}:{line}: {problem}" for line, problem in problems))
-    return config
 
 
 def _read(path: Path, file: str) -> str:
@@ -218,6 +253,16 @@ class _Value:
 
 
 @dataclass(frozen=True, slots=True)
+class _Names:
+    """A mapping with names that users choose; *clash* as in `_List`, with the values in place of items."""
+
+    allowed: str
+    name: Callable[[str], str]  # what is wrong with a name; empty: nothing
+    value: "_List"
+    clash: Callable[[Mapping[str, Any]], str] = lambda _: ""
+
+
+@dataclass(frozen=True, slots=True)
 class _List:
     """A list. *clash* finds what is wrong with items together, to follow the key; empty: nothing."""
 
@@ -238,7 +283,7 @@ class _Section:
         return f"mappings with the keys {', '.join(self.keys)}"
 
 
-_Schema = _Value | _List | _Section
+_Schema = _Value | _List | _Section | _Names
 
 
 def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, str]]) -> Any:
@@ -256,6 +301,10 @@ def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, 
             items = tuple(_walk(schema.item, item, f"{key}[{index}]", problems) for index, item in nodes)
             if not (problem := schema.clash(items)):
                 return items
+        case _Names() if empty or _has_tag(node, "map"):
+            names = _walk_names(schema, [] if empty else node.value, key, problems)
+            if not (problem := schema.clash(names)):
+                return names
         case _Value():
             try:
                 return schema.parse(node)
@@ -263,10 +312,27 @@ def _walk(schema: _Schema, node: yaml.Node, key: str, problems: list[tuple[int, 
                 problem = f"{_shown(node)} {error}; allowed: {schema.allowed}"
         case _List():
             problem = f"{_shown(node)} is not a list; allowed: a list of {schema.item.allowed}"
+        case _Names():
+            problem = f"{_shown(node)} is not a mapping; allowed: {schema.allowed}"
         case _Section():
             problem = f"{_shown(node)} is not a mapping; allowed: the keys {', '.join(schema.keys)}"
     problems.append((_line(node), f"{key or 'top level'}: {problem}"))
     return None
+
+
+def _walk_names(
+    schema: _Names, pairs: list[tuple[yaml.Node, yaml.Node]], section: str, problems: list[tuple[int, str]]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name_node, node in pairs:
+        name = name_node.value if _has_tag(name_node, "str") else _shown(name_node)
+        key = f"{section}.{_shortened(name)}" if section else _shortened(name)
+        wrong = "duplicate key" if name in values else schema.name(name)
+        if wrong:
+            problems.append((_line(name_node), f"{key}: {wrong}; allowed: {schema.allowed}"))
+        else:
+            values[name] = _walk(schema.value, node, key, problems)
+    return values
 
 
 def _walk_keys(
@@ -444,6 +510,35 @@ def _limit(most: int) -> _Value:
     return _Value(parse, f"a whole number from 1 to {most}")
 
 
+def _network(node: yaml.Node) -> Network:
+    if not _has_tag(node, "str"):
+        raise ValueError("is not a string")
+    try:
+        return ip_network(node.value)
+    except ValueError as error:
+        raise ValueError(f"is no network ({printable(str(error))})") from None
+
+
+def _class_name(name: str) -> str:
+    if name in _BUILT_IN:
+        return "is a class that is there already"
+    return "" if _CLASS.fullmatch(name) else "is no name for a class"
+
+
+def _shared(classes: Mapping[str, tuple[Network | None, ...] | None]) -> str:
+    """Return what is wrong with networks of several classes."""
+    found: dict[Network, str] = {}
+    for name, networks in classes.items():
+        for network in networks or ():
+            if network and found.setdefault(network, name) != name:
+                return f"{network} is in {found[network]} and in {name}; allowed: each network in one class"
+    return ""
+
+
+_CIDRS = _List(_Value(_network, "networks, such as 10.0.0.0/8 or 2001:db8::/32"))
+_NETWORKS = _Names(
+    "names of letters, digits, _, . and -, up to 63, with lists of networks", _class_name, _CIDRS, _shared
+)
 _CONFIG = _Section(
     Config,
     {
@@ -513,5 +608,9 @@ _CONFIG = _Section(
         "aggregate": _level(),
         "include": _globs(),
         "exclude": _globs(),
+        "networks": _NETWORKS,
+        "networks_file": _Value(_path, "an absolute path, such as /etc/sockledger/networks.yml"),
+        "service_networks": _CIDRS,
+        "node_networks": _List(_choice(*NODE_NETWORKS)),
     },
 )

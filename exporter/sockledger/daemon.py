@@ -13,12 +13,13 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from socket import gethostname, socket
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
-from sockledger.collectors.registry import Registry
+from sockledger.collectors.registry import PEERS, Registry
 from sockledger.config import ALWAYS, NEVER, Config, ConfigError, Kubernetes, RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
@@ -26,6 +27,7 @@ from sockledger.kernel import cgroups
 from sockledger.kernel.attachments import hot_paths
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.features import require
+from sockledger.kernel.host import in_host_network
 from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
@@ -37,7 +39,11 @@ from sockledger.web import listen, server
 from sockledger.workloads.engines import EngineNames
 from sockledger.workloads.names import Names
 from sockledger.workloads.naming import LABELS, Naming
+from sockledger.workloads.networks import PeerNetworks
 from sockledger.workloads.pod_watch import PodWatch
+
+if TYPE_CHECKING:
+    from sockledger.workloads.node_networks import NodeNetworks
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +94,7 @@ class Daemon:
         self._executor = ThreadPoolExecutor(
             1, "ledger", initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, SIGNALS)
         )
+        self._networks: PeerNetworks | None = None
         self._ready = False
         self._flushes = True  # the last one, if there was any, succeeded
 
@@ -133,6 +140,11 @@ class Daemon:
                     datapath = self._load(root)
                     undo.callback(datapath.close)
                     undo.callback(datapath.undo)
+                    if PEERS in self._collectors():
+                        # pyroute2 does not work in this thread, which has an event loop
+                        self._networks = await asyncio.get_running_loop().run_in_executor(
+                            self._executor, _networks, datapath, self._config
+                        )
                     datapath.attach()
                 except (OSError, ValueError) as error:
                     if remedy(error) or not self._options.pin:
@@ -197,7 +209,12 @@ class Daemon:
             tcp=tcp,
             tcp_histograms=self._options.tcp_histograms and "tcp" in self._options.collectors,
             udp="udp" in self._options.collectors,
+            peers=PEERS in self._collectors(),
         )
+
+    def _collectors(self) -> frozenset[str]:
+        """Return the enabled collectors; peers have classes only where there are networks."""
+        return self._options.collectors - (frozenset() if self._config.has_networks else {PEERS})
 
     async def _wait_until(
         self, free: Callable[[], bool], poll_seconds: float, where: Mapping[str, str]
@@ -238,6 +255,9 @@ class Daemon:
             self._config_ok = False
         return self._config_ok
 
+    def _files_ok(self) -> bool:
+        return self._config_ok and (self._networks is None or self._networks.file_ok)
+
     def _stop_listening(self) -> None:
         """Refuse connections that nobody would answer; what systemd has passed cannot be had twice."""
         if not self._options.systemd_socket:
@@ -257,8 +277,8 @@ class Daemon:
             most_workloads=self._config.limits.workloads,
             births=births,
         )
-        registry = Registry(self._options.collectors, ledger, births)
-        exporter = Exporter(ledger, lambda: self._config_ok)
+        registry = Registry(self._collectors(), ledger, births)
+        exporter = Exporter(ledger, self._files_ok)
         process = CollectorRegistry()
         ProcessCollector(registry=process)
 
@@ -291,6 +311,9 @@ class Daemon:
             # a pod may be gone before the next flush, and its name with it
             asyncio.create_task(self._repeat(LOOK_SECONDS, "look for names", ledger.look_for_names)),
         ]
+        if self._networks:
+            look = self._repeat(LOOK_SECONDS, "look for networks", self._networks.look)
+            tasks.append(asyncio.create_task(look))
         logger.info(
             "counting",
             extra={
@@ -431,6 +454,30 @@ def _names(root: cgroups.CgroupRoot, datapath: DataPath, configured: Config) -> 
             _node(kubernetes), kubernetes.kubeconfig, kubernetes.pod_labels, kubernetes.pod_annotations
         )
     return Names(root, datapath.cgroups, naming, engines=engines, watch=watch)
+
+
+def _networks(datapath: DataPath, configured: Config) -> PeerNetworks:
+    return PeerNetworks(
+        configured.networks,
+        configured.service_networks,
+        datapath.networks.put,
+        configured.networks_file,
+        config.load_networks,
+        _node_networks(configured),
+    )
+
+
+def _node_networks(configured: Config) -> "NodeNetworks | None":
+    if not configured.node_networks:
+        return None
+    if not in_host_network():
+        raise UserError(
+            "node_networks: this is not the host's network namespace, whose addresses they are: "
+            "run there (hostNetwork), or leave them out"
+        )
+    from sockledger.workloads.node_networks import NodeNetworks  # heavy, and few need it
+
+    return NodeNetworks(configured.node_networks)
 
 
 def _say_stopping(number: signal.Signals) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.support import SOCKLEDGER, Surroundings, free_port
-from tests.kernel.machine import new_cgroup, run
+from tests.kernel.machine import Netns, new_cgroup, run
 from tests.patience import PATIENCE
 
 from sockledger.kernel.objects import object_image
@@ -109,6 +109,21 @@ def test_which_node_this_is_is_not_known(place: Surroundings) -> None:
     flag = place.configure("workloads: {kubernetes: {kubeconfig: in-cluster}}")
     line = refused(place, flag, prefix=("env", "--unset=NODE_NAME"))
     assert "workloads.kubernetes: nothing says which node this is: set NODE_NAME in the environment" in line
+
+
+def test_networks_of_a_host_that_is_elsewhere(place: Surroundings, netns: Netns) -> None:
+    flag = place.configure("node_networks: [host]")
+    line = refused(place, flag, prefix=("nsenter", f"--net={netns.path}"))
+    assert (
+        "node_networks: this is not the host's network namespace, whose addresses they are: run there" in line
+    )
+
+
+def test_networks_in_a_file_that_is_not_there(place: Surroundings) -> None:
+    line = refused(place, place.configure("networks_file: /nowhere/networks.yml"))
+    assert (
+        "/nowhere/networks.yml: cannot be read: No such file or directory; give a readable YAML file" in line
+    )
 
 
 def test_port_in_use(place: Surroundings) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import warnings
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from sockledger.config import (
     Rule,
     Workloads,
     load,
+    load_networks,
 )
 from sockledger.workloads.naming import LABELS
 
@@ -34,7 +36,11 @@ MATCH = (
     "a regular expression with groups called namespace, pod, container, unit, "
     "such as ^/jobs/(?P<container>[0-9]+)"
 )
-SECTIONS = "attach, flush, limits, persist, workloads, labels, aggregate, include, exclude"
+SECTIONS = (
+    "attach, flush, limits, persist, workloads, labels, aggregate, include, exclude, networks, "
+    "networks_file, service_networks, node_networks"
+)
+CLASS_NAMES = "names of letters, digits, _, . and -, up to 63, with lists of networks"
 ROOT = f"the keys {SECTIONS}"
 
 
@@ -81,6 +87,9 @@ labels: {namespace: auto, pod: never, container: never, unit: never, cgroup: alw
 aggregate: pod
 include: [/a.slice, "/b/**/c"]
 exclude: [/a.slice/d]
+networks: {zone-b: [10.2.0.0/16, "2001:db8:2::/48"], internet: [0.0.0.0/0]}
+service_networks: [10.96.0.0/12]
+node_networks: [host, subnet]
 persist: {gone: 5m, lease: 1h}
 workloads:
   rules:
@@ -117,7 +126,26 @@ workloads:
         "pod",
         ("/a.slice", "/b/**/c"),
         ("/a.slice/d",),
+        {
+            "zone-b": (ip_network("10.2.0.0/16"), ip_network("2001:db8:2::/48")),
+            "internet": (ip_network("0.0.0.0/0"),),
+        },
+        None,
+        (ip_network("10.96.0.0/12"),),
+        ("host", "subnet"),
     )
+
+
+def test_networks_in_a_file_of_their_own(scratch: Path) -> None:
+    assert not load(None).has_networks
+    assert load_text(scratch, "networks_file: /etc/networks.yml").networks_file == Path("/etc/networks.yml")
+    scratch.write_text("a: [10.0.0.0/8]\nb:\n")
+    assert load_networks(scratch) == {"a": (ip_network("10.0.0.0/8"),), "b": ()}
+    scratch.write_text("")
+    assert load_networks(scratch) == {}
+    scratch.write_text("a: [x]")
+    with pytest.raises(ConfigError, match=r"x\.yml:1: a\[0\]: \"x\" is no network"):
+        load_networks(scratch)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1s", 1.0), ("24h", 86400.0)])
@@ -203,7 +231,53 @@ RULES = {
         f"a list of {GLOBS}",
     ),
     "section is a list": ("flush: [1]", "1: flush: a list is not a mapping", "the keys interval"),
-    "unknown section": ("networks: {}", "1: networks: unknown key", SECTIONS),
+    "unknown section": ("programs: {}", "1: programs: unknown key", SECTIONS),
+    "networks that are a list": (
+        "networks: [10.0.0.0/8]",
+        "1: networks: a list is not a mapping",
+        CLASS_NAMES,
+    ),
+    "class that is there already": (
+        "networks: {other: [10.0.0.0/8]}",
+        "1: networks.other: is a class that is there already",
+        CLASS_NAMES,
+    ),
+    "class that is none": (
+        'networks: {"a b": [10.0.0.0/8]}',
+        "1: networks.a b: is no name for a class",
+        CLASS_NAMES,
+    ),
+    "class that is there twice": (
+        "networks:\n  a: []\n  a: []",
+        "3: networks.a: duplicate key",
+        CLASS_NAMES,
+    ),
+    "network that is none": (
+        "networks: {a: [10.0.0.0/33]}",
+        "1: networks.a[0]: \"10.0.0.0/33\" is no network ('10.0.0.0/33' does not appear to be an IPv4 or "
+        "IPv6 network)",
+        "networks, such as 10.0.0.0/8 or 2001:db8::/32",
+    ),
+    "network with an address's bits": (
+        "service_networks: [10.0.0.1/8]",
+        '1: service_networks[0]: "10.0.0.1/8" is no network (10.0.0.1/8 has host bits set)',
+        "networks, such as 10.0.0.0/8 or 2001:db8::/32",
+    ),
+    "network of two classes": (
+        "flush: {}\nnetworks:\n  a: [10.0.0.0/8]\n  b: [10.1.0.0/16, 10.0.0.0/8]",
+        "3: networks: 10.0.0.0/8 is in a and in b",
+        "each network in one class",
+    ),
+    "networks here and there": (
+        "networks: {a: [10.0.0.0/8]}\nnetworks_file: /a",
+        "1: networks_file: there are networks, too",
+        "one of both",
+    ),
+    "networks of a node that are none": (
+        "node_networks: [host, lan]",
+        '1: node_networks[1]: "lan" is none of them',
+        "host, subnet",
+    ),
     "misspelt section": ("limits: {}\natach: {}", "2: atach: unknown key (did you mean attach?)", SECTIONS),
     "misspelt key": (
         "flush:\n  intervall: 1s",

@@ -33,7 +33,8 @@ NAME_SOURCE_UP = Metric(
 CONFIG_RELOAD = Metric(
     "sockledger_config_last_reload_successful",
     MetricType.GAUGE,
-    "Whether the configuration file was valid when it was last read, at start or at SIGHUP.",
+    "Whether the configuration file was valid when it was last read, at start or at SIGHUP, and so was what "
+    "networks_file names.",
 )
 BUILD_INFO = Metric(
     "sockledger_build_info", MetricType.GAUGE, "Always 1.", ("version", "python_version"), "1"

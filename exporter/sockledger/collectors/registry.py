@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sockledger.collectors import attach_points, listeners, programs, tcp, traffic, udp
+from sockledger.collectors import attach_points, listeners, peers, programs, tcp, traffic, udp
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
@@ -31,6 +31,8 @@ class CollectorSpec:
     default: bool = True
 
 
+PEERS = "peers"
+
 COLLECTORS: Mapping[str, CollectorSpec] = {
     "traffic": CollectorSpec(
         traffic.TrafficCollector, traffic.METRICS, "bytes and packets per workload, and the proof of them"
@@ -47,6 +49,11 @@ COLLECTORS: Mapping[str, CollectorSpec] = {
         listeners.ListenersCollector, listeners.METRICS, "queues and drops of listening TCP sockets, by port"
     ),
     "udp": CollectorSpec(udp.UdpCollector, udp.METRICS, "datagrams that UDP sockets dropped, per workload"),
+    PEERS: CollectorSpec(
+        peers.PeersCollector,
+        peers.METRICS,
+        "bytes per workload by the class of the other end's network, where networks are configured",
+    ),
     "programs": CollectorSpec(
         programs.ProgramsCollector, programs.METRICS, "the BPF programs and maps: runs, attachment, how full"
     ),

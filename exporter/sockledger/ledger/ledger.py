@@ -70,6 +70,7 @@ class Books:
 
     workloads: frozenset[Workload]  # that are shown, if they have any sums
     accounts: dict[Account, Traffic]
+    peers: dict[tuple[Workload, str], Traffic]  # by class, of what has one
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
     node: dict[str, int]  # by the members of struct node_totals
     attach_points: dict[AttachPoint, Traffic]
@@ -116,7 +117,7 @@ class Ledger:
         self._detached: set[str] = set()
         self._lost = datapath.lost_before
         self._warned: set[str] = set()
-        self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, 0, 0.0, 0)
+        self.books = Books(frozenset(), {}, {}, {}, {}, {}, {}, {}, 0, 0.0, 0)
 
     def name_sources_up(self) -> Mapping[str, bool]:
         """Return whether each that is configured to be asked for names answers."""
@@ -192,6 +193,7 @@ class Ledger:
         self.books = Books(
             workloads=frozenset(workloads.values()),
             accounts=self._accounts(totals, overflow, workloads),
+            peers=self._peers(totals, workloads),
             sums={name: _by_workload(rows, workloads) for name, rows in sums.items()},
             node=self.datapath.node_totals(),
             attach_points=attach_points,
@@ -244,6 +246,16 @@ class Ledger:
             account = Account(workload, protocols[protocol], families[family])
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         return accounts
+
+    def _peers(
+        self, totals: dict[TotalsKey, Traffic], workloads: Mapping[int, Workload]
+    ) -> dict[tuple[Workload, str], Traffic]:
+        found: dict[tuple[Workload, str], Traffic] = {}
+        for key, traffic in totals.items():
+            if key.peer and key.cgroup_id in workloads:
+                of = workloads[key.cgroup_id], self.datapath.networks.name(key.peer)
+                found[of] = traffic.plus(found[of]) if of in found else traffic
+        return found
 
 
 def _counting(totals: Mapping[TotalsKey, Traffic], sums: Mapping[str, Mapping[Record, Record]]) -> set[int]:

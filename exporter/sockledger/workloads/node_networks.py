@@ -1,0 +1,73 @@
+"""The node's own addresses and the networks that it is in, as rtnetlink tells of them.
+
+Imported only where they are asked for: pyroute2 takes 10 MB.
+"""
+
+import select
+from collections.abc import Collection
+from ipaddress import ip_address, ip_network
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl import (
+    RTMGRP_IPV4_IFADDR,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV6_IFADDR,
+    RTMGRP_IPV6_ROUTE,
+)
+
+from sockledger.errors import UserError
+from sockledger.kernel.networks import Network
+
+HOST, SUBNET = "host", "subnet"
+
+# include/uapi/linux/rtnetlink.h
+_MAIN_TABLE, _UNICAST = 254, 1
+
+
+class NodeNetworks:
+    """What is asked for of both."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        """*names* are of `HOST` and `SUBNET`. UserError if there is no netlink."""
+        self._names = names
+        try:
+            # not the socket of dumps, which would swallow what comes meanwhile
+            self._events = IPRoute()
+            self._events.bind(
+                groups=RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
+            )
+            self._dumps = IPRoute()
+        except OSError as error:
+            raise UserError(f"node_networks: rtnetlink: {error.strerror}: leave it out") from None
+
+    def have_changed(self) -> bool:
+        """Whether any may have changed since the last time. OSError if events were lost: some have, then."""
+        changed = False
+        while select.select([self._events.fileno()], [], [], 0)[0]:
+            changed = True
+            self._events.get()
+        return changed
+
+    def networks(self) -> dict[Network, str]:
+        """Return those there are. The loopback's are nobody's: it has a class of its own."""
+        found: dict[Network, str] = {}
+        if SUBNET in self._names:
+            for route in self._dumps.get_routes(table=_MAIN_TABLE):
+                if route["type"] == _UNICAST and route.get("RTA_DST") and not _leads_on(route):
+                    found[ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}")] = SUBNET
+        if HOST in self._names:
+            for each in self._dumps.get_addr():
+                address = ip_address(each.get("IFA_LOCAL") or each.get("IFA_ADDRESS"))
+                if not address.is_loopback:
+                    found[ip_network(address)] = HOST
+        return found
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._events.close()
+        self._dumps.close()
+
+
+def _leads_on(route: object) -> bool:
+    """Whether what a route leads to is not on the link."""
+    return any(route.get(name) for name in ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH"))  # type: ignore[attr-defined]

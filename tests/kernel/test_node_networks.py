@@ -1,0 +1,51 @@
+"""The node's addresses and networks: as they are, and as they come and go."""
+
+import sys
+from contextlib import closing
+
+from tests.kernel.machine import Netns
+from tests.patience import eventually
+
+from sockledger.kernel.host import in_host_network
+from sockledger.workloads.node_networks import HOST, SUBNET, NodeNetworks
+
+HERE = "from sockledger.kernel.host import in_host_network; print(in_host_network())"
+
+
+def test_where_we_are(netns: Netns) -> None:
+    assert in_host_network()
+    assert netns.run(sys.executable, "-c", HERE) == "False\n"
+
+
+def networks(node: NodeNetworks) -> dict[str, str]:
+    """All but those of link-local addresses, which the kernel makes up."""
+    found = {str(network): name for network, name in node.networks().items()}
+    return {network: name for network, name in found.items() if not network.startswith("fe80:")}
+
+
+def test_come_and_go(netns: Netns) -> None:
+    with netns.entered():
+        both, host = NodeNetworks([HOST, SUBNET]), NodeNetworks([HOST])
+    with closing(both), closing(host):
+        assert networks(both) == {}
+        netns.run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "far")
+        netns.run("ip", "link", "set", "far", "up")
+        netns.run("ip", "link", "set", "uplink", "up")
+        netns.run("ip", "address", "add", "192.0.2.7/24", "dev", "uplink")
+        netns.run("ip", "address", "add", "2001:db8:7::7/64", "dev", "uplink", "nodad")
+        netns.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.1")
+        netns.run("ip", "route", "add", "203.0.113.0/24", "dev", "uplink")
+        netns.run("ip", "route", "add", "default", "via", "192.0.2.1")
+        netns.run("ip", "-6", "route", "add", "2001:db8:8::/48", "via", "2001:db8:7::1")
+        netns.run("ip", "-6", "route", "add", "default", "dev", "uplink")
+        netns.run("ip", "address", "add", "127.0.0.2/8", "dev", "lo")
+        for node in (both, host):
+            eventually(node.have_changed)
+        hosts = dict.fromkeys(("192.0.2.7/32", "2001:db8:7::7/128"), HOST)
+        subnets = dict.fromkeys(("192.0.2.0/24", "203.0.113.0/24", "2001:db8:7::/64"), SUBNET)
+        assert networks(host) == hosts
+        assert networks(both) == {**subnets, **hosts}
+        assert not both.have_changed()
+        netns.run("ip", "address", "del", "192.0.2.7/24", "dev", "uplink")
+        eventually(both.have_changed)
+        assert {"192.0.2.7/32", "192.0.2.0/24"}.isdisjoint(networks(both))

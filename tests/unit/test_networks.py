@@ -1,0 +1,94 @@
+"""Which networks there are: of the configuration, of a file that changes, of everybody."""
+
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from sockledger.config import load_networks
+from sockledger.errors import UserError
+from sockledger.kernel.networks import Network
+from sockledger.workloads.networks import PeerNetworks
+
+EVERYBODYS = {"127.0.0.0/8": "loopback", "::1/128": "loopback"}
+
+
+class Kernel:
+    """What was put there."""
+
+    def __init__(self) -> None:
+        self.puts: list[Mapping[str, str]] = []
+        self.error: Exception | None = None
+
+    def put(self, networks: Mapping[Network, str]) -> None:
+        if self.error:
+            raise self.error
+        self.puts.append({str(network): name for network, name in networks.items()})
+
+
+def test_of_users_and_of_everybody() -> None:
+    kernel = Kernel()
+    classes = {"a": [ip_network("10.0.0.0/8")], "mine": [ip_network("127.0.0.0/8")]}
+    PeerNetworks(classes, [ip_network("10.96.0.0/12")], kernel.put).look()
+    assert kernel.puts == [
+        {**EVERYBODYS, "10.0.0.0/8": "a", "127.0.0.0/8": "mine", "10.96.0.0/12": "service"}
+    ]
+
+
+def config_map(folder: Path, turn: int, text: str) -> None:
+    """Change a file as kubelet changes that of a ConfigMap: a symbolic link is another at once."""
+    (folder / f"..{turn}").mkdir()
+    (folder / f"..{turn}" / "networks.yml").write_text(text)
+    (folder / "..new").symlink_to(f"..{turn}")
+    (folder / "..new").replace(folder / "..data")
+    if not turn:
+        (folder / "networks.yml").symlink_to("..data/networks.yml")
+
+
+def test_a_file_that_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kernel = Kernel()
+    config_map(tmp_path, 0, "a: [10.0.0.0/8]")
+    file = tmp_path / "networks.yml"
+    networks = PeerNetworks({}, [], kernel.put, file, load_networks)
+    networks.look()
+    assert kernel.puts == [{**EVERYBODYS, "10.0.0.0/8": "a"}]
+    config_map(tmp_path, 1, "b: [10.0.0.0/8]")
+    networks.look()
+    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "b"}]
+    config_map(tmp_path, 2, "b: [10.0.0.0/99]")
+    for _ in range(3):
+        networks.look()
+    file.rename(tmp_path / "aside")
+    for _ in range(3):
+        networks.look()
+    refused = networks.file_ok
+    assert caplog.text.count("networks refused, going on with the old ones") == 2, "each once"
+    (tmp_path / "aside").rename(file)
+    config_map(tmp_path, 3, "# the same\nb: [10.0.0.0/8]")
+    networks.look()
+    assert (refused, networks.file_ok) == (False, True)
+    assert len(kernel.puts) == 2
+
+
+def test_a_file_that_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: No such file or directory"):
+        PeerNetworks({}, [], Kernel().put, tmp_path / "none", load_networks)
+
+
+@pytest.mark.parametrize("error", [UserError("no room"), OSError(12, "no memory")])
+def test_what_could_not_be_put_is_put_later(
+    tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = Kernel()
+    file = tmp_path / "file"
+    file.write_text("")
+    networks = PeerNetworks({}, [], kernel.put, file, load_networks)
+    file.write_text("a: [10.0.0.0/8]")
+    kernel.error = error
+    for _ in range(3):
+        networks.look()
+    kernel.error = None
+    networks.look()
+    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}]
+    assert caplog.text.count("networks stay as they are") == 1
