@@ -39,7 +39,7 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.libbpf import Program, Table
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.noted import KeptLabelSet, NotedCgroup, boottime
+from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup, boottime
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.births import Births
@@ -889,8 +889,9 @@ class Daemons:
         clock: Clock,
         counter: str = "transmit_bytes",
         family: str = "",
+        naming: Naming | None = None,
     ) -> None:
-        self._path, self._below, self._clock = path, below, clock
+        self._path, self._below, self._clock, self._naming = path, below, clock, naming
         self._samples = re.compile(
             rf'^sockledger_{counter}_total{{cgroup="([^"]*)".*{family}.* (\S+)$', re.MULTILINE
         )
@@ -900,7 +901,7 @@ class Daemons:
 
     def begin(self) -> None:
         """All that is gone is due at once from then on."""
-        self.daemon = Daemon(self._path, self._below, self._clock)
+        self.daemon = Daemon(self._path, self._below, self._clock, self._naming)
         self._clock.ahead += LONG_ENOUGH
 
     def scrape(self, pages: int) -> None:
@@ -914,7 +915,9 @@ class Daemons:
             with killed_at(monkeypatch, call):
                 self.scrape(pages)
         except Killed:
-            self.begin()
+            self.daemon = Daemon(self._path, self._below, self._clock)
+            self.scrape(3)  # nothing is due yet
+            self._clock.ahead += LONG_ENOUGH
             return True
         return False
 
@@ -1033,6 +1036,137 @@ def test_no_room_for_all_rows_of_one(parent: Cgroup, below: CgroupRoot, netns: N
                 assert "/d" not in sent(daemons.daemon.ledger)
             daemons.scrape(4)
         assert daemons.increases["/d"] == truth
+
+
+def occupy(daemons: Daemons, parent: Cgroup, path: DataPath, netns: Netns, stack: ExitStack) -> int:
+    """Let the only label set be in use for as long as *stack* is; return the bytes sent."""
+    with new_cgroup(parent.path, "only") as only:
+        sent_first = send(netns, only)
+        daemons.scrape(2)
+    released(path, 1)
+    daemons.scrape(6)
+    stack.enter_context(new_cgroup(parent.path, "only"))
+    return sent_first
+
+
+def test_killed_while_two_of_a_workload_end(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(below, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        truth = Counter({"/only": occupy(daemons, parent, path, netns, stack)})
+        killed = True
+        for call in count():
+            if not killed:
+                break
+            for turn in (1, 2):
+                with new_cgroup(parent.path, f"a{call}") as cgroup:
+                    truth[f"/a{call}"] += send(netns, cgroup, turn)
+                    if turn == 2:
+                        daemons.scrape(2)
+            released(path, 2)
+            killed = daemons.killed(monkeypatch, call, 5)
+            for _ in range(4):
+                clock.ahead += LONG_ENOUGH
+                daemons.scrape(3)
+            assert daemons.increases == truth, f"killed at call {call}"
+        assert call > 10
+
+
+def test_killed_while_a_label_set_and_its_cgroup_end(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = True
+    for call in count():
+        if not killed:
+            break
+        with attached(below, cgroups=50, label_sets=50) as path, ExitStack() as stack:
+            daemons = Daemons(path, below, clock, family="ipv6")
+            lives = stack.enter_context(new_cgroup(parent.path, "lives"))
+            truth = 0
+            for datagrams in (0, 10):
+                with new_cgroup(parent.path, "d") as cgroup:
+                    send(netns, cgroup)
+                    truth += send(netns, cgroup, datagrams, family=socket.AF_INET6) if datagrams else 0
+                    daemons.scrape(3)
+                released(path, 1)
+                clock.ahead += LONG_ENOUGH
+                if not datagrams:
+                    daemons.scrape(4)
+            rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
+            assert rows < 1000, "full"
+            killed = daemons.killed(monkeypatch, call, 2)
+            for _ in range(4):
+                clock.ahead += LONG_ENOUGH
+                daemons.scrape(3)
+            assert daemons.increases["/d"] == truth, f"killed at call {call}"
+    assert call > 10
+
+
+def test_other_stays_where_there_is_no_room(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """It has sums that cannot end, those that found the totals full."""
+    with attached(below, cgroups=50, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock, naming=Naming(exclude=("/x",)))
+        occupy(daemons, parent, path, netns, stack)
+        lives = stack.enter_context(new_cgroup(parent.path, "lives"))
+        with new_cgroup(parent.path, "x") as x:
+            truth = send(netns, x, 5)
+            daemons.scrape(2)
+            rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
+            assert rows < 1000, "full"
+            truth += send(netns, stack.enter_context(new_cgroup(parent.path, "late")), 50)
+            daemons.scrape(3)
+            assert path.lost_updates()["totals_full"]
+        released(path, 1)
+        for _ in range(6):
+            clock.ahead += LONG_ENOUGH
+            daemons.scrape(1)
+            assert daemons.increases["other"] == truth
+
+
+def test_a_service_that_is_started_again_and_again(
+    parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock
+) -> None:
+    """Where there is no room for its label set, its sums go on in the cgroup that lives."""
+    with attached(below, cgroups=24, label_sets=1) as path, ExitStack() as stack:
+        daemons = Daemons(path, below, clock)
+        truth = Counter({"/only": occupy(daemons, parent, path, netns, stack)})
+        for turn in range(40):
+            with new_cgroup(parent.path, "a") as cgroup:
+                truth["/a"] += send(netns, cgroup, turn % 3 + 1)
+                daemons.scrape(2)
+                clock.ahead += LONG_ENOUGH
+            daemons.scrape(1)
+        assert daemons.increases == truth
+        assert path.lost_updates()["name_full"] == 0
+        assert_balanced(path, below)
+
+
+def test_unknown_that_has_ended_begins_anew(parent: Cgroup, netns: Netns, clock: Clock) -> None:
+    """Of cgroups whose paths are too long, and which were gone before a flush; a socket keeps one."""
+    first = "a" * 200
+    second = "b" * (425 - len(f"/{parent.path.name}/{first}/"))
+    with ExitStack() as stack:
+        root = CgroupRoot(parent.path)
+        stack.callback(os.close, root.fd)
+        path = stack.enter_context(attached(root, label_sets=1))
+        daemons = Daemons(path, root, clock)
+        occupy(daemons, parent, path, netns, stack)
+        outer = stack.enter_context(new_cgroup(parent.path, first))
+        truth = 0
+        for datagrams in (10, 25):
+            with new_cgroup(outer.path, second) as cgroup, new_socket(netns, cgroup) as made:
+                held = made.dup()
+                truth += exchange(made, datagrams)
+            daemons.scrape(3)
+            held.close()
+            released(path, 1)
+            while datagrams == 10 and ENDED not in [each.removed for each in path.cgroups.all().values()]:
+                clock.ahead += LONG_ENOUGH
+                daemons.scrape(1)
+        assert daemons.increases["unknown"] == truth
 
 
 @pytest.mark.parametrize("ahead", [0, DAY], ids=["no room", "a day later"])

@@ -39,6 +39,9 @@ HOUR = 3600 * 10**9  # in nanoseconds, as all times here
 # For so long a label set is kept that has no cgroup.
 DAY = 24 * HOUR
 
+# For a cgroup's `released`, when its sums have ended: scrapers have been told.
+TOLD = 1
+
 LABEL_SETS = "label_sets"  # the map
 CGROUPS = "cgroups"
 
@@ -144,26 +147,32 @@ class Retirement:
         """See to it that no counter goes on whose sums have ended; return whether others are to be read anew.
 
         A label set that has a cgroup again when it had to end may have lost some of its sums before, so all
-        end. Cgroups' sums that were not kept have not been shown since: those with path are not told of yet.
-        Without memory to write that down they would begin anew each time: they leave *shown*. *name_of* has
-        what a cgroup was shown as, by its id and path.
+        end. So do those of one whose cgroup's sums have ended, the last that were shown with them; of these
+        nobody has been told yet. Without memory to write that down they would begin anew each time: they
+        leave *shown*. *name_of* has what a cgroup was shown as, by its id and path.
         """
-        ended = {number: each for number, each in noted.items() if each.removed == ENDED and each.path}
-        back = [number for number, each in self._label_sets.items() if number in shown and not each.seen]
+        ended = {
+            number: each for number, each in noted.items() if each.removed == ENDED and each.released != TOLD
+        }
+        late = {name_of(number, each.path) for number, each in ended.items()}
+        back = [
+            number
+            for number, each in self._label_sets.items()
+            if (number in shown and not each.seen) or Workload(*each.labels) in late
+        ]
         if back:
             filled, _ = _rows(tables, (), shown.keys() - set(back))
             for number in back:
                 self._retire(filled[number])
-        late = {name_of(number, each.path) for number, each in ended.items()}
-        late |= {shown[number] for number in back}
+        late |= {Workload(*self._label_sets[number].labels) for number in back}
         if not late:
             return False
         self._end_births(late)
         with self._writing("what begins anew is not shown yet"):
-            for number, each in ended.items():
-                self._datapath.cgroups.end(number, each._replace(path=""))
             for number in back:
-                self._note(number, seen=self._clock())
+                self._note(number, seen=self._clock() if number in shown else 0)
+            for number, each in ended.items():
+                self._datapath.cgroups.end(number, each._replace(released=TOLD))
             late = set()
         for number in [number for number, workload in shown.items() if workload in late]:
             del shown[number]
@@ -340,13 +349,7 @@ class Retirement:
         new = label_set not in self._label_sets
         if new and (len(self._label_sets) >= self._datapath.label_sets.room or not self._fits(workload)):
             return {LABEL_SETS}
-        moves, full = [], set()
-        for table, key, _ in rows:
-            sums, target = self._datapath.kept[table], (label_set, *key[1:])
-            if not sums.make(target):
-                full.add(table)
-            moves.append((sums, key, target))
-        if full:
+        if full := self._make_rows(rows, label_set):
             return full
         if new:
             made = KeptLabelSet(self._clock(), 0, workload)
@@ -355,12 +358,25 @@ class Retirement:
             self._label_sets[label_set] = made
         if left:
             self._note(label_set, left=left)
-        for sums, key, target in moves:
+        for table, key, _ in rows:
+            sums, target = self._datapath.kept[table], (label_set, *key[1:])
             if left:
                 sums.move_counters(key, target)
             else:
                 sums.move(key, target)
         return None
+
+    def _make_rows(self, rows: Rows, target: int) -> set[str]:
+        """Make rows like these for another; return the maps that have no room for one."""
+        return {table for table, key, _ in rows if not self._datapath.kept[table].make((target, *key[1:]))}
+
+    def _join(self, rows: Rows, host: int) -> bool:
+        """Move a cgroup's sums to those of another that is shown as it is; return whether there was room."""
+        if self._make_rows(rows, host):
+            return False
+        for table, key, _ in rows:
+            self._datapath.kept[table].move(key, (host, *key[1:]))
+        return True
 
     def _fits(self, workload: Workload) -> bool:
         return self._datapath.label_sets.fits(workload)
@@ -376,7 +392,7 @@ class Retirement:
     ) -> None:
         """Let the oldest label sets end, where there are too many or one is in a cgroup's way.
 
-        If there is none in its way, the cgroup's sums end.
+        If there is none in its way, its sums go to another cgroup that is shown as it is; the last one's end.
         """
         excess = len(self._label_sets) - self._datapath.label_sets.room
         if not without_room and excess <= 0:
@@ -406,31 +422,28 @@ class Retirement:
 
         for _ in range(excess - len(ending)):
             leaving[LABEL_SETS] += end_one({LABEL_SETS})
-        ends = {number for number in without_room if noted[number].released}
-        staying = {shown[number] for number in shown.keys() - self._label_sets.keys() - ends}
-        staying |= {
-            shown[number]
-            for number in shown.keys() & self._label_sets.keys()
-            if self._label_sets[number].left
-        }
-        by_workload: defaultdict[Workload, set[int]] = defaultdict(set)
-        for number in without_room:
-            by_workload[shown[number]].add(number)
-        for workload, numbers in by_workload.items():
-            full = set[str]().union(*(without_room[number] for number in numbers))
-            if not all(without_room[number] for number in numbers) or any(
-                leaving[table] > 0 for table in full
-            ):
+        cgroups: defaultdict[Workload, set[int]] = defaultdict(set)
+        for number in shown.keys() - self._label_sets.keys():
+            cgroups[shown[number]].add(number)
+        for number, full in without_room.items():
+            workload = shown[number]
+            others = cgroups[workload] - {number}
+            if not full or any(leaving[table] > 0 for table in full):
                 leaving.subtract(full)  # at a later flush there is room
-            elif not (self._fits(workload) and end_one(full)) and workload not in staying:
-                self._end(workload, numbers, noted)
+            elif self._fits(workload) and end_one(full):
+                pass
+            elif others:
+                host = max(others, key=lambda other: (other not in without_room, other))
+                if self._join(filled[number], host):
+                    cgroups[workload].remove(number)
+            elif noted[number].released and workload != OVERFLOW and not self._have_left_to(workload):
+                # its label set, if there is one, ends with it: a part would be a counter that has fallen
+                self._datapath.cgroups.end(number, noted[number])
 
-    def _end(self, workload: Workload, cgroups: Collection[int], noted: Mapping[int, NotedCgroup]) -> None:
-        """Let all that is shown of a workload end together: part of it would be a counter that has fallen."""
-        if (label_set := label_set_id(workload)) in self._label_sets:
-            self._note(label_set, seen=0)
-        for number in cgroups:
-            self._datapath.cgroups.end(number, noted[number])
+    def _have_left_to(self, workload: Workload) -> bool:
+        """Whether a cgroup that lives on has left its sums there lately."""
+        label_set = self._label_sets.get(label_set_id(workload))
+        return label_set is not None and label_set.left > 0
 
     def _note(self, label_set: int, *, seen: int | None = None, left: int | None = None) -> None:
         each = self._label_sets[label_set]
