@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <bpf/bpf_helpers.h>
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -69,6 +70,8 @@ struct refcount {
 };
 
 struct sock_common {
+	__be32 skc_daddr;
+	struct in6_addr skc_v6_daddr;
 	unsigned short skc_family;
 	unsigned char skc_state;
 	__u16 skc_num; /* the local port */

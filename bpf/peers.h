@@ -10,7 +10,8 @@
 #include "array.h"
 #include "ledger.h"
 #include "settings.h"
-#include <stddef.h>
+#include "socket.h"
+#include <bpf/bpf_endian.h>
 
 #define CLASS_NONE  0 /* there are no networks */
 #define CLASS_OTHER 1 /* none of them has the address */
@@ -103,18 +104,35 @@ static __always_inline __u64 generation(void)
 	return state ? READ_ONCE(state->generation) : 0;
 }
 
-/* Not inlined: it is not on the fast path, and its key takes stack. */
-static __noinline __u32 class_of(const struct address *address)
+static __always_inline __u32 class_of(const struct address *address)
 {
 	struct network key = {.prefix_length = sizeof(*address) * 8};
 	const struct network_class *found;
 	void *trie = only_entry(&networks);
 
-	if (!trie || !address)
+	if (!trie)
 		return CLASS_OTHER;
 	key.address = *address;
 	found = bpf_map_lookup_elem(trie, &key);
 	return found ? found->class : CLASS_OTHER;
+}
+
+/* Of a socket that may be gone: none, then. */
+static __always_inline __u32 class_of_socket(__u64 cookie, const struct sock *sk)
+{
+	struct address address = {};
+
+	if (READ_SOCK(sk, __sk_common.skc_family) == AF_INET6 &&
+	    bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+		address.family = 6;
+		bpf_core_read(&address.words, sizeof(address.words), &sk->__sk_common.skc_v6_daddr);
+	}
+	if (address.family != 6 ||
+	    (!address.words[0] && !address.words[1] && address.words[2] == bpf_htonl(0xffff))) {
+		address = (struct address){.family = 4};
+		address.words[0] = READ_SOCK(sk, __sk_common.skc_daddr);
+	}
+	return cookie_at(sk) == cookie ? class_of(&address) : CLASS_NONE;
 }
 
 #define IPV4_SOURCE 12

@@ -180,10 +180,10 @@ struct {
 	__type(value, struct tcp_histograms);
 } tcp_histograms SEC(".maps");
 
-/* By class of the remote address; there is none yet but 0. */
+/* By class of the remote address; 0: without networks, or of a socket that was gone. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 1); /* set to the number of classes that there may be */
 	__type(key, __u32);
 	__type(value, struct node_totals);
 } node_totals SEC(".maps");

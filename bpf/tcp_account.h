@@ -4,6 +4,7 @@
 #define SOCKLEDGER_TCP_ACCOUNT_H
 
 #include "drain.h"
+#include "peers.h"
 #include "socket.h"
 #include "tcp.h"
 
@@ -53,18 +54,26 @@ static __always_inline void add_to_histogram(struct histogram *h, __u64 microsec
 	add(&h->sum, microseconds);
 }
 
-/* Never NULL: the map is an array of one. */
-static __always_inline struct node_totals *the_node(void)
+/* Of all connections with the class of peers that this one is with. Never NULL, as the first is there. */
+static __noinline struct node_totals *node_totals_of(const struct tcp_socket *s)
 {
-	__u32 peer = 0;
+	struct node_totals *found;
+	__u32 class = CLASS_NONE;
 
-	return bpf_map_lookup_elem(&node_totals, &peer);
+	if (settings.peers)
+		class = class_of_socket(s->cookie, (const void *)s->address);
+	found = bpf_map_lookup_elem(&node_totals, &class);
+	if (found)
+		return found;
+	class = CLASS_NONE;
+	return bpf_map_lookup_elem(&node_totals, &class);
 }
 
-static __noinline int observe(struct tcp_totals *t, __u64 cgroup_id, enum measure measure, __u64 microseconds)
+static __noinline int observe(struct tcp_totals *t, const struct tcp_socket *s, enum measure measure,
+			      __u64 microseconds)
 {
-	struct cgroup_key key = {cgroup_id}, other = {};
-	struct node_totals *node = the_node();
+	struct cgroup_key key = {s->cgroup_id}, other = {};
+	struct node_totals *node = node_totals_of(s);
 	struct tcp_histograms *h;
 
 	__sync_fetch_and_add(&t->measured[measure].count, 1);
@@ -201,8 +210,8 @@ static __always_inline void account_busy(struct tcp_totals *t, struct reading *c
 
 static __noinline int account_connection(struct tcp_socket *s, struct tcp_totals *t, const struct reading *r)
 {
-	struct node_totals *node = the_node();
 	struct reading *c = &s->cursor;
+	struct node_totals *node;
 	__u32 retransmitted = ADVANCE(c, r, retransmitted_segments);
 	__u64 acked = ADVANCE(c, r, acked_bytes), received = ADVANCE(c, r, received_bytes);
 	__u64 bytes = acked + received; /* a segment carries some, or acknowledges some */
@@ -213,6 +222,7 @@ static __noinline int account_connection(struct tcp_socket *s, struct tcp_totals
 	add(&t->receive_segments, ADVANCE_WITH(bytes, c, r, receive_segments));
 	add(&t->out_of_order_segments, ADVANCE(c, r, out_of_order_segments));
 	add(&t->retransmitted_segments, retransmitted);
+	node = retransmitted ? node_totals_of(s) : NULL;
 	if (node)
 		add(&node->retransmitted_segments, retransmitted);
 	account_busy(t, c, r);
@@ -268,7 +278,7 @@ static __always_inline void observe_rtt(struct tcp_socket *s, struct tcp_totals 
 	if (r->acked_bytes == s->cursor.acked_bytes && r->received_bytes == s->cursor.received_bytes)
 		return;
 	s->observed = slot;
-	observe(t, s->cgroup_id, RTT, r->rtt);
+	observe(t, s, RTT, r->rtt);
 }
 
 #endif

@@ -37,11 +37,11 @@ static __noinline int settle_connection(struct tcp_socket *s, struct tcp_totals 
 		return 0;
 	}
 	if (s->end.rtt)
-		observe(t, s->cgroup_id, RTT, s->end.rtt);
+		observe(t, s, RTT, s->end.rtt);
 	if (s->phase == FOUND)
 		count_opened(t, s->role);
 	else if (s->since)
-		observe(t, s->cgroup_id, LIFETIME, (bpf_ktime_get_ns() - s->since) / MICROSECOND);
+		observe(t, s, LIFETIME, (bpf_ktime_get_ns() - s->since) / MICROSECOND);
 	add_to(t->closed, s->role, ROLES, 1);
 	add_to(t->connections, s->role, ROLES, -1);
 	return 0;
@@ -237,7 +237,7 @@ static __always_inline void connected_now(struct tcp_socket *s)
 	__u64 now = bpf_ktime_get_ns();
 
 	if (t)
-		observe(t, s->cgroup_id, CONNECT_DURATION, (now - s->since) / MICROSECOND);
+		observe(t, s, CONNECT_DURATION, (now - s->since) / MICROSECOND);
 	s->since = now;
 	s->phase = OPEN;
 }

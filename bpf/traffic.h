@@ -89,11 +89,13 @@ struct peer {
 	__u64 generation; /* in which that was looked up, or an older one */
 };
 
-static __always_inline void meet_peer(struct __sk_buff *skb, enum direction direction, struct peer *peer)
+/* Not inlined: its keys take stack. */
+static __noinline int meet_peer(struct __sk_buff *skb, enum direction direction, struct peer *peer)
 {
 	peer->generation = generation();
 	read_peer(skb, family_of(skb), direction, &peer->address);
 	peer->class = class_of(&peer->address);
+	return 0;
 }
 
 /* Of a seat whose owner, the packet's socket, was read as *owner*. */

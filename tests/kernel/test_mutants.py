@@ -52,6 +52,7 @@ WORD = "s->pending[family_of(skb)][direction]"
 DRAIN = "__sync_lock_test_and_set(pending, 0) : 0;"
 CLAIM = "__sync_val_compare_and_swap(&s->owner, FREE, CLAIMING) != FREE"
 PUBLISH = "	__sync_lock_test_and_set(&s->owner, cookie);\n"
+IDLE = "		BRANCH(RETIRED);\n		"
 EACH_DRAINS = "-DPENDING_FULL=~0ULL"  # not only the flush: each packet but the first drains its seat
 
 MUTANTS = {
@@ -61,8 +62,9 @@ MUTANTS = {
             *RESTLESS,
             Change(
                 "traffic.h",
-                f"	if ({CLAIM}) {{\n",
-                f"	bool taken = READ_ONCE(s->owner) != FREE;\n\n	{PAUSE}"
+                f"	if (!s || {CLAIM}) {{\n",
+                "	bool taken = s && READ_ONCE(s->owner) != FREE;\n\n	if (!s)\n		return false;\n"
+                f"	{PAUSE}"
                 "	WRITE_ONCE(s->owner, CLAIMING);\n	if (taken) {\n",
             ),
         ),
@@ -95,7 +97,10 @@ MUTANTS = {
         sockets=1000,
     ),
     "free at once": Mutant(
-        (*RESTLESS, Change("flush.h", "WRITE_ONCE(s->owner, RETIRED);", "WRITE_ONCE(s->owner, FREE);"))
+        (
+            *RESTLESS,
+            Change("flush.h", f"{IDLE}WRITE_ONCE(s->owner, RETIRED);", f"{IDLE}WRITE_ONCE(s->owner, FREE);"),
+        )
     ),
     "no grace period": Mutant(HURRIED, kind=NoGracePeriod),
     "not drained before it is free": Mutant((*RESTLESS, Change("flush.h", "if (drain(s))\n", "if (0)\n"))),

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from tests.kernel.ledger import (
 )
 from tests.kernel.machine import CLIENT4, CLIENT6, SERVER4, SERVER6, Cgroup, Netns, veth_pair
 from tests.kernel.objects import Change, build
-from tests.kernel.tcp import disconnect
+from tests.kernel.tcp import disconnect, tcp_info
 from tests.kernel.test_pins import pins, start
 from tests.kernel.traffic import Generator
 
@@ -392,6 +393,55 @@ def test_seats_that_were_left(link: Link, below: CgroupRoot, client: Cgroup) -> 
                 path.flush_sockets()
                 udp.send(b"x")
             assert sum(each["owner"] != 0 for each in seats(path) if each["cgroup_id"] == client.id) == 1
+
+
+# ---- the node's TCP
+
+
+def node(path: DataPath, name: str) -> dict[str, int]:
+    """A figure of the node by class, where it is not 0."""
+    path.flush_tcp()
+    found = {peer: sum_of(members, name) for peer, members in path.node_totals().items()}
+    return {peer: value for peer, value in found.items() if value}
+
+
+def sum_of(members: Mapping[str, int], name: str) -> int:
+    return sum(value for member, value in members.items() if member.startswith(name))
+
+
+RTTS, CONNECTS = (f"histograms.measured[{measure}].buckets" for measure in (0, 1))
+
+
+@pytest.mark.parametrize("flushes", [0, 1], ids=["at the end", "while it lives"])
+def test_connections_of_the_node(link: Link, below: CgroupRoot, client: Cgroup, flushes: int) -> None:
+    """How long connecting took, round trips, and what was sent again, by class."""
+    lossy = "table inet lossy { chain input { type filter hook input priority 0; tcp flags & psh == psh "
+    link.far.run("nft", "-f", "-", stdin=f"{lossy} numgen inc mod 3 == 0 drop; }}; }}")
+    connects: Counter[str] = Counter()
+    retransmitted: Counter[str] = Counter()
+    with attached(below, parts=PARTS) as path, echoing(link) as (port, _, listener):
+        path.networks.put(networks())
+        for number, (address, name) in enumerate(CLASSES.items()):
+            for _ in range(number % 3 + 1):
+                with link.near.entered(), client.joined():
+                    near = socket.create_connection((address, port), 20)
+                far, _ = listener.accept()
+                connects[name] += 1
+                with near, far:
+                    for _ in range(4):
+                        near.sendall(b"x")
+                        _receive(far, 1)
+                    for _ in range(flushes):
+                        path.flush_tcp()
+                    far.shutdown(socket.SHUT_WR)
+                    assert near.recv(1) == b""
+                    retransmitted[name] += tcp_info(near)["total_retrans"]
+                    near.shutdown(socket.SHUT_WR)
+                    assert far.recv(1) == b""
+        assert sum(retransmitted.values()) > 10
+        assert node(path, CONNECTS) == connects
+        assert node(path, RTTS) == {name: each * (1 + flushes) for name, each in connects.items()}
+        assert node(path, "retransmitted_segments") == +retransmitted
 
 
 # ---- names of classes

@@ -240,7 +240,7 @@ def test_connect_duration_is_what_the_network_imposes(below: CgroupRoot, ends: E
 
 
 def node_histograms(path: DataPath) -> dict[str, int]:
-    return {name.removeprefix("histograms."): value for name, value in path.node_totals().items()}
+    return {name.removeprefix("histograms."): value for name, value in path.node_totals()[""].items()}
 
 
 def assert_observed(histograms: dict[str, int], measure: int, value: int) -> None:

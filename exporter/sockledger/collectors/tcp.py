@@ -139,7 +139,7 @@ NODE_RTT, NODE_CONNECT_DURATION = (
         MetricType.HISTOGRAM,
         f"The same of all workloads together. {metric.help}",
         ("peer",),
-        "13",
+        "13 x classes of peers; without networks one, without a name",
     )
     for metric in (RTT, CONNECT_DURATION)
 )
@@ -148,7 +148,7 @@ NODE_RETRANSMITTED = Metric(
     MetricType.COUNTER,
     "Segments sent again by all workloads together.",
     ("peer",),
-    "1",
+    "classes of peers; without networks one, without a name",
 )
 METRICS = (
     *(OPENED, CLOSED, CONNECTIONS, SOCKETS, CONNECT_FAILURES),
@@ -168,6 +168,14 @@ class _Row:
     shown_by: tuple[int, ...] = ()  # positions, of which one is not 0 when it begins; none: it begins at once
 
 
+@dataclass(frozen=True, slots=True)
+class _NodeSeries:
+    """The series of the node that one class of peers has."""
+
+    measured: list[tuple[Series, ...]]
+    retransmitted: Series
+
+
 class TcpCollector:
     """Families from the ledger's sums."""
 
@@ -182,12 +190,7 @@ class TcpCollector:
             for measure in range(len(MEASURES))
         ]
         self._parts: dict[Workload, dict[int, tuple[Series, ...]]] = births.by_workload()
-        node = [("peer", "")]  # its class; empty until there are any
-        self._node = [
-            births.histogram(metric.name, node, BOUNDS, table="node_totals")
-            for metric in (NODE_RTT, NODE_CONNECT_DURATION)
-        ]
-        self._node_retransmitted = births.series(NODE_RETRANSMITTED.name, node, table="node_totals")
+        self._node: dict[str, _NodeSeries] = {}  # by class of peers
 
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
@@ -212,10 +215,32 @@ class TcpCollector:
                     samples.append((one, value(record)))
         yield from families.values()
         yield from self._measures(totals)
+        yield from self._of_the_node(books.node)
+
+    def _of_the_node(self, node: Mapping[str, Mapping[str, int]]) -> Iterable[Family]:
         for number, metric in enumerate((NODE_RTT, NODE_CONNECT_DURATION)):
-            figures = _histogram(books.node, f"histograms.measured[{number}]")
-            yield Family(metric, list(zip(self._node[number], figures, strict=True)))
-        yield Family(NODE_RETRANSMITTED, [(self._node_retransmitted, books.node["retransmitted_segments"])])
+            family = Family(metric)
+            for peer, members in node.items():
+                figures = _histogram(members, f"histograms.measured[{number}]")
+                family.samples += zip(self._node_series(peer).measured[number], figures, strict=True)
+            yield family
+        samples: list[tuple[Series, int | float]] = [
+            (self._node_series(peer).retransmitted, members["retransmitted_segments"])
+            for peer, members in node.items()
+        ]
+        yield Family(NODE_RETRANSMITTED, samples)
+
+    def _node_series(self, peer: str) -> "_NodeSeries":
+        if peer not in self._node:
+            labels = [("peer", peer)]
+            self._node[peer] = _NodeSeries(
+                [
+                    self._births.histogram(metric.name, labels, BOUNDS, table="node_totals")
+                    for metric in (NODE_RTT, NODE_CONNECT_DURATION)
+                ],
+                self._births.series(NODE_RETRANSMITTED.name, labels, table="node_totals"),
+            )
+        return self._node[peer]
 
     def _new_series(self, workload: Workload, row: _Row) -> Series:
         first, _ = row.values[0]

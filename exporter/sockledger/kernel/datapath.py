@@ -159,6 +159,8 @@ class DataPath:
         per_cgroup = TOTALS_PER_CGROUP * (CLASSES_PER_CGROUP if parts.peers else 1)
         self.maps["totals"].max_entries = _room(pins, "totals", rows * per_cgroup + RETIRED_TOTALS)
         self.maps["seat_peers"].max_entries = sockets if parts.peers else 1
+        classes = self.maps["class_names"].max_entries + 2 if parts.peers else 1
+        self.maps["node_totals"].max_entries = _room(pins, "node_totals", classes)
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
@@ -575,9 +577,18 @@ class DataPath:
             value = self.maps["overflow"].lookup_index(index)
             yield key, Traffic._make(self._value.struct.unpack(value))
 
-    def node_totals(self) -> dict[str, int]:
-        """Return what is counted of the whole node's TCP, by the members of struct node_totals."""
-        return self.maps["node_totals"].first()
+    def node_totals(self) -> dict[str, dict[str, int]]:
+        """Return what is counted of the whole node's TCP, by class of peers and member of struct node_totals.
+
+        Without a name is what has no class: all of it, without networks. What is all 0 is left out then.
+        """
+        table = self.maps["node_totals"]
+        found = {}
+        for number, name in {0: "", **self.networks.names()}.items():
+            value = table.lookup(number.to_bytes(4, sys.byteorder))
+            if value and (any(value) or not (number or self._parts.peers)):
+                found[name] = table.value.unpack(value)
+        return found
 
     def reconciliation(self) -> tuple[Traffic, Traffic]:
         """Return what was kept of the reconciliation: unattributed, overcounted."""

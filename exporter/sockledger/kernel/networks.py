@@ -38,6 +38,10 @@ class Networks:
         """Return what a class is called."""
         return self._names.get(number, UNKNOWN)
 
+    def names(self) -> Mapping[int, str]:
+        """Return what all classes are called, by number."""
+        return self._names
+
     def _number(self, name: str) -> int:
         """Return a class's number, which is written down if it is new; UserError if there is no room."""
         number = self._numbers.get(name)

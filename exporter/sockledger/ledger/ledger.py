@@ -72,7 +72,7 @@ class Books:
     accounts: dict[Account, Traffic]
     peers: dict[tuple[Workload, str], Traffic]  # by class, of what has one
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
-    node: dict[str, int]  # by the members of struct node_totals
+    node: dict[str, dict[str, int]]  # by class of peers, by the members of struct node_totals
     attach_points: dict[AttachPoint, Traffic]
     lost_updates: dict[str, int]  # by reason
     entries: dict[str, int]  # in use, by map
@@ -201,6 +201,7 @@ class Ledger:
             entries=sockets
             | {"totals": len(totals), "cgroups": len(noted), "cgroup_labels": len(self._identities)}
             | {"label_sets": len(self._retirement.label_sets)}
+            | {"class_names": len(self.datapath.networks.names()) - 1}  # other is not noted
             | {name: len(rows) for name, rows in sums.items()},
             over_limit=self._identities.over_limit,
             seconds=self._flushed - start,
