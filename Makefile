@@ -9,7 +9,7 @@ OBJECT := exporter/sockledger/kernel/sockledger.bpf.o
 OBJECTS := $(OBJECT) exporter/sockledger/kernel/move.bpf.o
 
 RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make python3 python3-venv
-TEST_PACKAGES := clang-format nftables iproute2 ethtool iputils-ping bpftool prometheus strace
+TEST_PACKAGES := clang-format nftables iproute2 systemd ethtool iputils-ping bpftool prometheus strace
 CLUSTER_PACKAGES := etcd-server containerd runc containernetworking-plugins busybox-static openssl curl procps
 KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static file python3-venv
 
