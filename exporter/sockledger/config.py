@@ -79,6 +79,8 @@ class Labels:
     container: str = AUTO
     unit: str = AUTO
     cgroup: str = AUTO  # where no other names it
+    protocol: str = AUTO
+    family: str = AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -601,7 +603,9 @@ _CONFIG = _Section(
         "labels": _Section(
             Labels,
             {
-                **dict.fromkeys(("namespace", "pod", "container", "unit"), _choice(AUTO, NEVER)),
+                **dict.fromkeys(
+                    ("namespace", "pod", "container", "unit", "protocol", "family"), _choice(AUTO, NEVER)
+                ),
                 "cgroup": _choice(AUTO, ALWAYS, NEVER),
             },
         ),

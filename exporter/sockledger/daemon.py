@@ -38,7 +38,7 @@ from sockledger.ledger.ledger import Ledger
 from sockledger.web import listen, server
 from sockledger.workloads.engines import EngineNames
 from sockledger.workloads.names import Names
-from sockledger.workloads.naming import LABELS, Naming
+from sockledger.workloads.naming import KINDS, LABELS, Naming
 from sockledger.workloads.networks import PeerNetworks
 from sockledger.workloads.pod_watch import PodWatch
 
@@ -441,7 +441,7 @@ def _names(root: cgroups.CgroupRoot, datapath: DataPath, configured: Config) -> 
     naming = Naming(
         rules=[rule.match for rule in workloads.rules],
         level=configured.aggregate,
-        hidden=frozenset(name for name in LABELS if getattr(labels, name) == NEVER),
+        hidden=frozenset(name for name in (*LABELS, *KINDS) if getattr(labels, name) == NEVER),
         with_path=labels.cgroup == ALWAYS,
         include=configured.include,
         exclude=configured.exclude,

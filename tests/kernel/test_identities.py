@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 
@@ -75,12 +76,22 @@ class Daemons:
     def increases(self, name: str) -> dict[str, int]:
         """Return what the scraper has seen of a counter, by the label that names a workload."""
         found: Counter[str] = Counter()
+        for of, value in self._increases(name):
+            found[of["unit"] or of["container"] or of["cgroup"]] += value
+        return dict(+found)
+
+    def increases_by_kind(self, name: str) -> dict[tuple[str, str], int]:
+        """The same by protocol and family."""
+        found: Counter[tuple[str, str]] = Counter()
+        for of, value in self._increases(name):
+            found[of["protocol"], of["family"]] += value
+        return dict(+found)
+
+    def _increases(self, name: str) -> Iterator[tuple[dict[str, str], int]]:
         page = Page(self._scrapes.increases("one"))
         for (counter, labels), value in page.samples.items():
             if counter == f"sockledger_{name}_total":
-                of = dict(labels)
-                found[of["unit"] or of["container"] or of["cgroup"]] += int(value)
-        return dict(+found)
+                yield dict(labels), int(value)
 
 
 def test_counters_stay_and_gauges_go(below: CgroupRoot, ends: Ends, clock: Clock) -> None:
@@ -167,6 +178,41 @@ def test_killed_at_any_call(
         assert call > 15
         names = daemons.increases("transmit_bytes").keys()
         assert names == {"client", "server", "cell", "c", "s", "/client", "/server", "/cell"}
+        assert_balanced(path, below)
+
+
+KINDS: tuple[frozenset[str], ...] = (
+    frozenset(),
+    frozenset({"family"}),
+    frozenset({"family", "protocol"}),
+    frozenset({"protocol"}),
+    frozenset(),
+)
+
+
+def test_kinds_that_are_left_out(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """Protocol and family are summed, whatever was told apart before; what was is shown on for a while."""
+    truth: Counter[tuple[str, str]] = Counter()
+    with attached(below) as path, new_cgroup(parent.path, "a") as cgroup:
+        daemons = Daemons(path, below, clock)
+
+        def talk(hidden: frozenset[str], number: int) -> None:
+            protocol = "" if "protocol" in hidden else "udp"
+            for kind, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+                name = protocol, "" if "family" in hidden else kind
+                truth[name] += send(netns, cgroup, number, family=family)
+
+        before = KINDS[0]
+        for number, hidden in enumerate(KINDS, 1):
+            talk(before, number)  # nobody has seen these yet
+            daemons.begin_with(Naming(hidden=hidden))
+            daemons.scrape()
+            talk(hidden, number)
+            page = daemons.scrape()
+            found = daemons.increases_by_kind("transmit_bytes")
+            assert found == truth
+            before = hidden
+        assert page.sum("transmit_bytes_total", cgroup="/a") == sum(truth.values())
         assert_balanced(path, below)
 
 

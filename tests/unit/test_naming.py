@@ -87,6 +87,17 @@ def test_what_is_written_down_of_a_workload() -> None:
     )
 
 
+def test_kinds_that_are_left_out() -> None:
+    """A workload without them is another one; labels that it has for other reasons stay."""
+    naming = Naming(hidden=frozenset({"family", "unit"}))
+    shown = naming.shown(Workload("shop", more=more_of({"label_app": "web"})), "/a")
+    assert shown != Workload("shop", more=more_of({"label_app": "web"}))
+    assert shown.labels()[-1] == ("label_app", "web")
+    assert len(shown.labels()) == 6
+    assert (shown.leaves_out("family"), shown.leaves_out("protocol")) == (True, False)
+    assert not Workload().leaves_out("family")
+
+
 def test_labels() -> None:
     nginx, nobody = Workload("shop", "web-0", "nginx"), Workload()
     assert Naming().shown(nginx, "/a") == nginx

@@ -244,7 +244,11 @@ class Ledger:
         rows += [(OVERFLOW, *kind, traffic) for kind, traffic in overflow.items() if any(traffic)]
         accounts: dict[Account, Traffic] = {}
         for workload, protocol, family, traffic in rows:
-            account = Account(workload, protocols[protocol], families[family])
+            account = Account(
+                workload,
+                "" if workload.leaves_out("protocol") else protocols[protocol],
+                "" if workload.leaves_out("family") else families[family],
+            )
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         return accounts
 

@@ -3,9 +3,10 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import NamedTuple
 
 from sockledger.workloads.paths import LEAF, Identity, identify
@@ -26,8 +27,12 @@ class Workload(NamedTuple):
 
     def labels(self) -> list[tuple[str, str]]:
         """Return names and values."""
-        more = json.loads(self.more).items() if self.more else ()
+        more = [each for each in _parsed(self.more).items() if each[0] != _LEFT_OUT]
         return [*zip(LABELS, self, strict=False), *more]
+
+    def leaves_out(self, label: str) -> bool:
+        """Whether a label that some metrics have beside these, of `KINDS`, is left empty."""
+        return bool(self.more) and label in _parsed(self.more).get(_LEFT_OUT, "").split(",")
 
     def texts(self) -> tuple[str, ...]:
         """Return what hashes of it are made of, which are the same in every version."""
@@ -35,6 +40,8 @@ class Workload(NamedTuple):
 
 
 LABELS = Workload._fields[:-1]  # of every workload
+KINDS = ("protocol", "family")  # of traffic
+_LEFT_OUT = ""  # no label's name
 
 
 OVERFLOW = Workload(cgroup="other")  # totals that found their map full, and what is not told apart
@@ -43,9 +50,19 @@ UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked,
 _ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
 
 
-def more_of(labels: Mapping[str, str]) -> str:
-    """Return labels beside `LABELS` as one text without NULs, the same for the same ones; empty for none."""
-    return json.dumps(labels, sort_keys=True, separators=(",", ":")) if labels else ""
+def more_of(labels: Mapping[str, str], left_out: Collection[str] = ()) -> str:
+    """Return labels beside `LABELS` as one text without NULs, the same for the same ones; empty for none.
+
+    With it what is *left_out* of `KINDS`: a workload without them is another one, so that no counter that
+    was shown with them falls, or begins with what they had, when that changes.
+    """
+    written = {**labels, _LEFT_OUT: ",".join(sorted(left_out))} if left_out else labels
+    return json.dumps(written, sort_keys=True, separators=(",", ":")) if written else ""
+
+
+@lru_cache(maxsize=4096)
+def _parsed(more: str) -> Mapping[str, str]:
+    return json.loads(more) if more else {}
 
 
 def label_value(path: str) -> str:
@@ -82,9 +99,12 @@ class Naming:
         """Return a workload as it is shown: where nothing better names it, by its path."""
         if self.with_path or not any(workload):
             workload = workload._replace(cgroup=path)
-        return Workload(
+        shown = Workload(
             *("" if name in self.hidden else label_value(text) for name, text in workload._asdict().items())
         )
+        if left_out := self.hidden.intersection(KINDS):
+            shown = shown._replace(more=more_of(_parsed(shown.more), left_out))
+        return shown
 
 
 def _matches_any(path: str, globs: Sequence[str]) -> bool:
