@@ -36,8 +36,9 @@ struct networks_inner {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
-	__type(key, struct network);
-	__type(value, struct network_class);
+	/* sizes, no types: up to 6.1 one that is made without these may not replace it */
+	__uint(key_size, sizeof(struct network));
+	__uint(value_size, sizeof(struct network_class));
 } networks_inner SEC(".maps");
 
 struct {

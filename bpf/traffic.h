@@ -98,12 +98,15 @@ static __noinline int meet_peer(struct __sk_buff *skb, enum direction direction,
 	return 0;
 }
 
-/* Of a seat whose owner, the packet's socket, was read as *owner*. */
-static __always_inline bool has_same_peer(__u32 index, __u64 owner, __u64 cookie, struct __sk_buff *skb,
-					  enum direction direction)
+/* Whether a seat is the socket's, and counts for the class of the packet's peer. */
+static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 index, __u64 cookie,
+				       struct __sk_buff *skb, enum direction direction)
 {
+	__u64 owner = READ_ONCE(s->owner);
 	struct address address;
 
+	if (owner != cookie)
+		return false;
 	if (!settings.peers)
 		return true;
 	/* where to read depends on the owner, so no CPU reads what was there before him */
@@ -322,13 +325,11 @@ static __always_inline void count_packet(struct __sk_buff *skb, enum direction d
 	__u32 home = seat_number(cookie, 0);
 	struct socket_counts *s = seat_at(home);
 	__u32 segments = wire_segments(skb);
-	__u64 owner;
 
 	if (dormant())
 		return;
 	count_control(skb, segments, direction);
-	owner = s ? READ_ONCE(s->owner) : 0;
-	if (cookie && owner == cookie && has_same_peer(home, owner, cookie, skb, direction)) {
+	if (cookie && s && is_seat_of(s, home, cookie, skb, direction)) {
 		BRANCH(FAST);
 		add_pending(s, skb, segments, direction);
 	} else {
