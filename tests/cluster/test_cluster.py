@@ -130,7 +130,10 @@ BINDING: Manifest = {
 def exporter(kubernetes: Kubernetes) -> Iterator[Exporter]:
     BPFFS.mkdir()
     run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(BPFFS))
-    CONFIG.write_text("workloads: {kubernetes: {kubeconfig: in-cluster, pod_labels: [app]}}")
+    CONFIG.write_text(
+        "workloads: {kubernetes: {kubeconfig: in-cluster, pod_labels: [app]}}\n"
+        "networks: {pods: [10.88.7.0/24]}\nservice_networks: [10.96.0.0/24]\n"
+    )
     for name in ("monitoring", "shop"):
         kubernetes.kubectl("create", "namespace", name)
     kubernetes.apply(*ACCOUNT_AND_ROLE, BINDING)
@@ -241,6 +244,24 @@ def test_the_exporters_own_pod(exporter: Exporter, prometheus: Prometheus) -> No
     before = octets()
     counted = exporter.page().sum("transmit_bytes_total", pod=EXPORTER, family="ipv4")
     assert before <= counted <= octets()
+
+
+def test_classes_of_peers(exporter: Exporter) -> None:
+    """A service is a class of its own: its address is seen, and not where the cluster sends packets."""
+    time.sleep(1.3)
+    page = exporter.page()
+    for direction in ("receive", "transmit"):
+        of_pod = {"pod": EXPORTER}
+        of_class = {
+            peer: page.sum(f"peer_{direction}_bytes_total", peer=peer, **of_pod)
+            for peer in page.labels(f"peer_{direction}_bytes_total", "peer")
+        }
+        assert sum(of_class.values()) == page.sum(f"{direction}_bytes_total", **of_pod)
+        assert {peer for peer, octets in of_class.items() if octets} == {"service", "pods"}, (
+            "the API server, and who scrapes"
+        )
+        talkers = page.sum(f"{direction}_bytes_total", namespace="shop", protocol="udp")
+        assert page.sum(f"peer_{direction}_bytes_total", namespace="shop", peer="loopback") == talkers > 0
 
 
 def test_killed_exporter(exporter: Exporter) -> None:

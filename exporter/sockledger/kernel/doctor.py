@@ -136,7 +136,7 @@ def _programs() -> Iterator[Finding]:
         with closing(open_object()) as tried:
             try:
                 tried.choose(name)
-                set_parts(tried, 0, Parts(tcp_histograms=True))
+                set_parts(tried, 0, Parts(tcp_histograms=True, peers=True))
                 tried.load()
             except libbpf.LoadError as error:
                 yield Finding(f"program {name}", ok=False, detail=str(error))
