@@ -37,8 +37,7 @@ static long flush_one(struct bpf_map *map, const __u32 *index, struct socket_cou
 	/* when it falls silent, too: what has come may be dropped only now, as it is read */
 	if (settings.udp && s->protocol == UDP)
 		pull_drops_at(s, owner);
-	/* without networks nothing has a class, and packets do not look for it */
-	if (!drain(s) || (!settings.peers && s->peer)) {
+	if (!drain(s)) {
 		BRANCH(RETIRED);
 		WRITE_ONCE(s->owner, RETIRED);
 	}

@@ -108,7 +108,7 @@ static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 inde
 	if (owner != cookie)
 		return false;
 	if (!settings.peers)
-		return true;
+		return !s->peer;
 	/* where to read depends on the owner, so no CPU reads what was there before him */
 	asm volatile("" : "+r"(owner));
 	index += owner - cookie;
@@ -116,13 +116,22 @@ static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 inde
 	return is_of_peer(index, &address);
 }
 
-static __always_inline bool is_connected(struct __sk_buff *skb)
+/* Whether the packet's socket is connected, and to this address: it may be sent elsewhere all the same. */
+static __always_inline bool is_connected_to(struct __sk_buff *skb, const struct address *address)
 {
 	struct bpf_sock *sk = skb->sk;
 
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	return sk && sk->dst_port;
+	if (!sk || !sk->dst_port)
+		return false;
+	/* volatile, or the compiler chooses where to read first, and the verifier allows no such pointer */
+	if (address->family == 4)
+		return READ_ONCE(sk->dst_ip4) == address->words[0];
+	return !((READ_ONCE(sk->dst_ip6[0]) ^ address->words[0]) |
+		 (READ_ONCE(sk->dst_ip6[1]) ^ address->words[1]) |
+		 (READ_ONCE(sk->dst_ip6[2]) ^ address->words[2]) |
+		 (READ_ONCE(sk->dst_ip6[3]) ^ address->words[3]));
 }
 
 static __always_inline void add_pending(struct socket_counts *s, struct __sk_buff *skb, __u32 segments,
@@ -208,7 +217,8 @@ static __always_inline bool claim(__u32 index, __u64 cookie, struct __sk_buff *s
 
 /*
  * Whether a seat of the packet's socket counts for the class of its peer. A connected socket leaves one that
- * does not: it has other networks now, or was connected anew. Others talk to whom they want.
+ * does not: it has other networks now, or was connected anew. Others talk to whom they want. Without networks
+ * no seat has a class, but for what programs before claimed.
  */
 static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u64 cookie,
 				       struct __sk_buff *skb, const struct peer *peer)
@@ -217,7 +227,7 @@ static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u
 	struct seat_peer *p;
 
 	if (s->peer == peer->class) {
-		p = peer_at(index);
+		p = settings.peers ? peer_at(index) : NULL;
 		/* as long as it is this socket's, nobody writes another address, and the class is that of
 		 * both */
 		if (p && p->generation != peer->generation && same_address(&p->address, &peer->address)) {
@@ -226,7 +236,8 @@ static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u
 		}
 		return true;
 	}
-	if (is_connected(skb) && __sync_val_compare_and_swap(&s->owner, cookie, LEFT) == cookie) {
+	if ((!settings.peers || is_connected_to(skb, &peer->address)) &&
+	    __sync_val_compare_and_swap(&s->owner, cookie, LEFT) == cookie) {
 		BRANCH(PEER_LEFT);
 		/* or what it has dropped until now would be from before it was met */
 		sk = (const void *)READ_ONCE(s->address);
@@ -253,7 +264,7 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 			continue;
 		owner = READ_ONCE(s->owner);
 		if (owner == cookie) {
-			if (!settings.peers || counts_for(s, index, cookie, skb, peer)) {
+			if (counts_for(s, index, cookie, skb, peer)) {
 				BRANCH(FURTHER_ON);
 				return s;
 			}

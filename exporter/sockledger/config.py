@@ -169,7 +169,10 @@ class RunOptions:
 
 
 def load(path: Path | None) -> Config:
-    """Return the configuration in the file *path*, or the defaults without one; raise `ConfigError`."""
+    """Return the configuration in the file *path*, or the defaults without one; raise `ConfigError`.
+
+    What `networks_file` names must be readable, too.
+    """
     if path is None:
         return Config()
     config, problems = _load(path, _CONFIG, Config())
@@ -178,6 +181,8 @@ def load(path: Path | None) -> Config:
     if not problems and config.persist.lease < 2 * config.flush.interval:
         problems.append((1, "persist.lease: is shorter than two of flush.interval; allowed: longer"))
     _refuse(path, problems)
+    if config.networks_file:
+        load_networks(config.networks_file)
     return config
 
 

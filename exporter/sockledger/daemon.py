@@ -248,9 +248,11 @@ class Daemon:
     def _reload(self) -> bool:
         """Read the configuration again; False, and the old one stays, if it is refused."""
         try:
-            self._config = _load(self._options.config_file)
+            loaded = _load(self._options.config_file)
+            _require_networks(loaded)
+            self._config = loaded
             self._config_ok = True
-        except ConfigError as error:
+        except UserError as error:
             logger.error("configuration refused, going on with the old one", extra={"error": str(error)})  # noqa: TRY400
             self._config_ok = False
         return self._config_ok
@@ -468,16 +470,21 @@ def _networks(datapath: DataPath, configured: Config) -> PeerNetworks:
 
 
 def _node_networks(configured: Config) -> "NodeNetworks | None":
+    _require_networks(configured)
     if not configured.node_networks:
         return None
-    if not in_host_network():
+    from sockledger.workloads.node_networks import NodeNetworks  # heavy, and few need it
+
+    return NodeNetworks(configured.node_networks)
+
+
+def _require_networks(configured: Config) -> None:
+    """Raise UserError unless the host's networks are here, if they are wanted."""
+    if configured.node_networks and not in_host_network():
         raise UserError(
             "node_networks: this is not the host's network namespace, whose addresses they are: "
             "run there (hostNetwork), or leave them out"
         )
-    from sockledger.workloads.node_networks import NodeNetworks  # heavy, and few need it
-
-    return NodeNetworks(configured.node_networks)
 
 
 def _say_stopping(number: signal.Signals) -> None:

@@ -1,5 +1,6 @@
 """Bytes by class of peers, up to the page: as configured, as a file says that changes, as the node has it."""
 
+import signal
 import socket
 from collections import Counter
 from pathlib import Path
@@ -56,8 +57,12 @@ def test_as_a_file_says(place: Surroundings, netns: Netns, tmp_path: Path) -> No
         eventually(lambda: daemon.page().sum("config_last_reload_successful") == 0)
         assert daemon.lines("networks refused, going on with the old ones", str(file)) == 1
         exchange(_127_1_0_1="zone-b")
+        daemon.send(signal.SIGHUP)
+        eventually(lambda: daemon.lines("configuration refused, going on with the old one") == 1)
+        exchange(_127_1_0_1="zone-b")
         file.write_text("zone-a: [127.1.0.0/16]")
-        eventually(lambda: daemon.page().sum("config_last_reload_successful") == 1)
+        eventually(lambda: daemon.lines("networks in use") == 3)
+        assert daemon.page().sum("config_last_reload_successful") == 0, "SIGHUP's was refused: no other came"
         daemon.process.kill()
         daemon.process.wait()
         truth["/a", "zone-a"] += talk(netns, a, "127.1.0.1", 3)

@@ -35,7 +35,7 @@ SLOW_MOTION = (
 )
 
 # And each flush takes all seats back, from active sockets too; slowly, so that these add meanwhile.
-_IDLE = "	if (!drain(s) || (!settings.peers && s->peer)) {\n"
+_IDLE = "	if (!drain(s)) {\n"
 _ALWAYS = "	if (!drain(s) || true) {\n"
 HURRIED = (*SLOW_MOTION, Change("flush.h", _IDLE, _ALWAYS))
 RESTLESS = (*SLOW_MOTION, Change("flush.h", _IDLE, f"{_ALWAYS}		{PAUSE}"))

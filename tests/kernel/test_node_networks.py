@@ -17,6 +17,21 @@ def test_where_we_are(netns: Netns) -> None:
     assert netns.run(sys.executable, "-c", HERE) == "False\n"
 
 
+def test_more_changes_than_the_kernel_keeps(netns: Netns) -> None:
+    """Some are dropped; that is a change, and no fault."""
+    with netns.entered():
+        node = NodeNetworks([SUBNET])
+    with closing(node):
+        for verb in ("add", "del"):
+            routes = (f"route {verb} 10.{n // 256}.{n % 256}.0/24 dev lo\n" for n in range(5000))
+            netns.run("ip", "-batch", "-", stdin="".join(routes))
+        assert node.have_changed()
+        assert not node.have_changed()
+        netns.run("ip", "route", "add", "192.0.2.0/24", "dev", "lo")
+        assert node.have_changed()
+        assert networks(node) == {"192.0.2.0/24": SUBNET}
+
+
 def networks(node: NodeNetworks) -> dict[str, str]:
     """All but those of link-local addresses, which the kernel makes up."""
     found = {str(network): name for network, name in node.networks().items()}

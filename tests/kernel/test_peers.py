@@ -511,6 +511,62 @@ def test_switched_off_and_on(below: CgroupRoot, pins: Pins, link: Link, client: 
             }
 
 
+def test_switched_off_under_traffic(
+    below: CgroupRoot, pins: Pins, link: Link, client: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What finds a seat while programs are replaced, by those of before, leaves it then."""
+    with echoing(link) as (port, _, _), new_udp(link, client, socket.AF_INET) as udp:
+        with closing(start(below, pins, parts=PARTS)) as path:
+            path.networks.put(networks())
+
+        def send_one(path: DataPath) -> bool:
+            udp.sendto(bytes(72), ("10.1.0.1", port))
+            return True
+
+        with monkeypatch.context() as patched:
+            patched.setattr(DataPath, "_look_for_older", send_one)
+            off = start(below, pins, parts=ALL_PARTS)
+        with closing(off):
+            for _ in range(5):
+                udp.sendto(bytes(72), ("10.2.0.1", port))
+        with closing(start(below, pins, parts=PARTS)) as path:
+            flush(path)
+            found = {key.peer: each.transmit_packets for key, each in path.totals() if any(each)}
+            assert {path.networks.name(peer) if peer else "": each for peer, each in found.items()} == {
+                "": 5,
+                "narrow": 1,
+            }
+
+
+def test_starts_that_fail(below: CgroupRoot, pins: Pins) -> None:
+    """With networks for the first time, as where their file is missing, again and again: nothing grows."""
+    start(below, pins, parts=ALL_PARTS).close()
+    for _ in range(5):
+        path = DataPath(
+            below, cgroups=1000, sockets=65536, connections=100_000, parts=PARTS, pins=pins, lease=86400
+        )
+        path.undo()
+        path.close()
+        assert len(pins.of_name("node_totals")) == 2
+    with closing(start(below, pins, parts=PARTS)) as path:
+        assert path.maps["node_totals"].max_entries == 1026
+        assert len(pins.of_name("node_totals")) == 1
+
+
+def test_sent_elsewhere(link: Link, below: CgroupRoot, client: Cgroup) -> None:
+    """What a connected socket sends to others is written through, and it keeps its seat."""
+    with attached(below, parts=PARTS) as path, echoing(link) as (port, _, _):
+        path.networks.put(networks())
+        with new_udp(link, client, socket.AF_INET) as udp:
+            udp.connect(("10.1.0.1", port))
+            for _ in range(20):
+                udp.send(bytes(72))
+                udp.sendto(bytes(72), ("10.2.0.1", port))
+            assert LEFT not in [each["owner"] for each in seats(path)]
+            assert by_class(path, client) == link.truth()
+            assert not any(path.lost_updates().values())
+
+
 def test_too_many_names(below: CgroupRoot) -> None:
     with attached(below, parts=PARTS) as path:
         room = path.maps["class_names"].max_entries
@@ -531,7 +587,9 @@ MUTANTS = {
     "another address is not noticed": Change(
         "peers.h", "&& same_address(&p->address, address)", "&& p->address.family"
     ),
-    "nobody leaves": Change("traffic.h", "if (is_connected(skb) && ", "if (false && "),
+    "nobody leaves": Change(
+        "traffic.h", "if ((!settings.peers || is_connected_to(skb, &peer->address)) &&", "if (false &&"
+    ),
     "what is written through has no class": Change("traffic.h", "	key.peer = peer->class;\n", ""),
     "any seat will do": Change("traffic.h", "	if (s->peer == peer->class) {\n", "	if (s->peer) {\n"),
 }

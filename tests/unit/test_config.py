@@ -138,7 +138,11 @@ workloads:
 
 def test_networks_in_a_file_of_their_own(scratch: Path) -> None:
     assert not load(None).has_networks
-    assert load_text(scratch, "networks_file: /etc/networks.yml").networks_file == Path("/etc/networks.yml")
+    file = scratch.with_name("networks.yml")
+    file.write_text("a: [10.0.0.0/8]")
+    assert load_text(scratch, f"networks_file: {file}").networks_file == file
+    file.write_text("a: [10.0.0.0/99]")
+    assert errors_of(scratch, f"networks_file: {file}")[0].startswith(f"{file}:1: a[0]: ")
     scratch.write_text("a: [10.0.0.0/8]\nb:\n")
     assert load_networks(scratch) == {"a": (ip_network("10.0.0.0/8"),), "b": ()}
     scratch.write_text("")

@@ -36,6 +36,37 @@ def test_of_users_and_of_everybody() -> None:
     ]
 
 
+class Node:
+    """What the kernel says of it."""
+
+    def __init__(self, **networks: str) -> None:
+        self.now = networks
+        self.changed = False
+
+    def have_changed(self) -> bool:
+        return self.changed
+
+    def networks(self) -> dict[Network, str]:
+        return {ip_network(network): name for network, name in self.now.items()}
+
+
+def test_of_the_node() -> None:
+    """But a service's address is a service's, though the node has it, too."""
+    kernel = Kernel()
+    of_node = {"192.0.2.7/32": "host", "192.0.2.0/24": "subnet", "::2/128": "host"}
+    node = Node(**of_node, **{"10.96.0.1/32": "host"})
+    services = [ip_network("10.96.0.0/12"), ip_network("2001:db8::/64")]
+    networks = PeerNetworks({}, services, kernel.put, node=node)  # type: ignore[arg-type]
+    of_services = {"10.96.0.0/12": "service", "2001:db8::/64": "service"}
+    assert kernel.puts == [{**EVERYBODYS, **of_node, **of_services}]
+    node.now = {"192.0.2.8/32": "host"}
+    networks.look()
+    assert len(kernel.puts) == 1
+    node.changed = True
+    networks.look()
+    assert kernel.puts[1:] == [{**EVERYBODYS, "192.0.2.8/32": "host", **of_services}]
+
+
 def config_map(folder: Path, turn: int, text: str) -> None:
     """Change a file as kubelet changes that of a ConfigMap: a symbolic link is another at once."""
     (folder / f"..{turn}").mkdir()

@@ -192,11 +192,25 @@ def test_what_is_chosen(api: Api, watching: Watching) -> None:
 
 def test_a_static_pod(api: Api, watching: Watching) -> None:
     """Its cgroups have the hash of its manifest; the uid is that of its image in the API."""
-    hashed = {"kubernetes.io/config.hash": "0123456789abcdef"}
+    hashed = {
+        "kubernetes.io/config.hash": "0123456789abcdef",
+        "kubernetes.io/config.mirror": "0123456789abcdef",
+    }
     api.pods = [metadata(annotations=hashed, labels={"app": "etcd"})]
     watch = watching(labels=["app"])
     comes_to(watch, "0123456789abcdef", Pod("shop", "web-0", '{"label_app":"etcd"}'))
-    assert watch.find(UID) is None
+
+
+def test_a_pod_that_says_it_is_another(api: Api, watching: Watching) -> None:
+    """Anybody who makes pods may write what only kubelet should."""
+    names = ("kubernetes.io/config.hash", "kubernetes.io/config.mirror")
+    api.pods = [metadata(labels={"app": "victim"})]
+    for count in (1, 2):
+        api.pods.append(metadata(f"evil-{count}", "evil", annotations=dict.fromkeys(names[:count], UID)))
+    watch = watching(labels=["app"])
+    comes_to(watch, "evil-2", Pod("shop", "evil", ""))
+    assert watch.find("evil-1") == Pod("shop", "evil", "")
+    assert watch.find(UID) == Pod("shop", "web-0", '{"label_app":"victim"}')
 
 
 def test_pods_come_change_and_go(api: Api, watching: Watching) -> None:

@@ -52,6 +52,13 @@ def test_nobody_there(
     assert vars(record)["what"] == "READY=1"
 
 
+def test_the_unit_lets_the_daemon_use_netlink() -> None:
+    """Which node_networks need."""
+    unit = (Path(__file__).parents[2] / "systemd" / "sockledger.service").read_text()
+    (families,) = (line for line in unit.splitlines() if line.startswith("RestrictAddressFamilies="))
+    assert "AF_NETLINK" in families.partition("=")[2].split()
+
+
 def test_a_manager_that_does_not_read(manager: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
         sending.setblocking(False)

@@ -26,7 +26,7 @@ from sockledger.kernel.libbpf import (
     program_stats,
 )
 from sockledger.kernel.links import HOT_PATH, Links, attach_cgroup, replace_program
-from sockledger.kernel.maps import PENDING, SLOT, TOGETHER, begins_alone, policy
+from sockledger.kernel.maps import PENDING, SLOT, TOGETHER, Entries, begins_alone, policy
 from sockledger.kernel.networks import Networks
 from sockledger.kernel.noted import CgroupLabels, KeptLabelSets, NotedCgroups
 from sockledger.kernel.objects import advice, open_object
@@ -160,7 +160,7 @@ class DataPath:
         self.maps["totals"].max_entries = _room(pins, "totals", rows * per_cgroup + RETIRED_TOTALS)
         self.maps["seat_peers"].max_entries = sockets if parts.peers else 1
         classes = self.maps["class_names"].max_entries + 2 if parts.peers else 1
-        self.maps["node_totals"].max_entries = _room(pins, "node_totals", classes)
+        self.maps["node_totals"].max_entries = _largest(pins, "node_totals", classes)
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
             entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
@@ -230,8 +230,8 @@ class DataPath:
             pins.remove_maps([path for path in pins.all("maps") if pin_name(path) in TOGETHER])
             anew |= TOGETHER
         if pins.resumed:
-            if anew:
-                logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sorted(anew))})
+            if sums := sorted(name for name in anew if policy(name).entries is not Entries.LEFT):
+                logger.warning("begins at 0, as it is not pinned", extra={"maps": ", ".join(sums)})
             pins.new_generation(filter(begins_alone, anew))
             kept = names - anew
             self.links.expected = {name for name, table in ATTACHED.items() if table in kept} & pins.attached
@@ -621,6 +621,14 @@ def _room(pins: Pins | None, name: str, limit: int) -> int:
     if len(entries) > 1:  # a daemon was killed before they were one
         room = max(room, needed)
     return room if needed > limit else limit
+
+
+def _largest(pins: Pins | None, name: str, entries: int) -> int:
+    """Return the entries for an array, of which none may be dropped: all of them are there at all times."""
+    for path in pins.of_name(name) if pins else ():
+        with opened_map(path) as pinned:
+            entries = max(entries, pinned.max_entries)
+    return entries
 
 
 def ticks_per_second() -> int:

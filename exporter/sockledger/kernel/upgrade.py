@@ -51,7 +51,8 @@ def bring_home(pins: Pins, maps: Collection[MapPin], grace_period: Callable[[], 
     """Bring what other maps hold to *maps*, now that nothing counts there; remove their pins."""
     left = flush_others(pins, maps, grace_period)
     targets = {each.map.name: each.map for each in maps}
-    if ended := {pin_name(path) for path in left} - targets.keys():
+    names = {pin_name(path) for path in left} - targets.keys()
+    if ended := {name for name in names if policy(name).entries is not Entries.LEFT}:
         logger.warning("ends, as it is not counted any more", extra={"maps": ", ".join(sorted(ended))})
     for path in left:
         _carry_over(pins, path, targets)

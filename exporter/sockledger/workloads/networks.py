@@ -53,7 +53,7 @@ class PeerNetworks:
 
     def look(self) -> None:
         """Look what is new. A file is read again if it is another; one that is refused changes nothing."""
-        self._stale |= self._node_has_changed()
+        self._stale |= self._node is not None and self._node.have_changed()
         if self._file and (identity := _identity(self._file)) != self._identity:
             self._identity = identity
             try:
@@ -71,15 +71,14 @@ class PeerNetworks:
                     logger.error("networks stay as they are", extra={"error": str(error)})  # noqa: TRY400
                 self._stuck = True
 
-    def _node_has_changed(self) -> bool:
-        try:
-            return self._node is not None and self._node.have_changed()
-        except OSError:  # too many at a time: the kernel has dropped some
-            return True
-
     def _refresh(self) -> None:
         networks: dict[Network, str] = dict.fromkeys(_LOOPBACK, LOOPBACK)
-        networks |= self._node.networks() if self._node else {}
+        networks |= {
+            network: name
+            for network, name in (self._node.networks() if self._node else {}).items()
+            # a node may have services' addresses, too (kube-proxy with IPVS)
+            if not any(_is_within(network, service) for service in self._services)
+        }
         networks |= dict.fromkeys(self._services, SERVICE)
         for name, each in self._classes.items():
             networks |= dict.fromkeys(each, name)
@@ -87,6 +86,10 @@ class PeerNetworks:
             self._put(networks)
             logger.info("networks in use", extra={"networks": len(networks)})
         self._networks = networks
+
+
+def _is_within(network: Network, other: Network) -> bool:
+    return network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
 
 
 def _identity(file: Path) -> tuple[int, ...] | None:

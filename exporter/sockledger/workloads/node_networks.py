@@ -3,9 +3,10 @@
 Imported only where they are asked for: pyroute2 takes 10 MB.
 """
 
-import select
+import errno
 from collections.abc import Collection
 from ipaddress import ip_address, ip_network
+from socket import AF_NETLINK, NETLINK_ROUTE, SOCK_NONBLOCK, SOCK_RAW, socket
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl import (
@@ -31,22 +32,26 @@ class NodeNetworks:
         """*names* are of `HOST` and `SUBNET`. UserError if there is no netlink."""
         self._names = names
         try:
-            # not the socket of dumps, which would swallow what comes meanwhile
-            self._events = IPRoute()
-            self._events.bind(
-                groups=RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
-            )
+            # none of pyroute2's, which fails for good once the kernel has dropped some
+            self._events = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE)
+            groups = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
+            self._events.bind((0, groups))
             self._dumps = IPRoute()
         except OSError as error:
             raise UserError(f"node_networks: rtnetlink: {error.strerror}: leave it out") from None
 
     def have_changed(self) -> bool:
-        """Whether any may have changed since the last time. OSError if events were lost: some have, then."""
+        """Whether any may have changed since the last time."""
         changed = False
-        while select.select([self._events.fileno()], [], [], 0)[0]:
+        while True:
+            try:
+                self._events.recv(1)  # that there is one says enough
+            except BlockingIOError:
+                return changed
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # too many at a time: the kernel has dropped some
+                    raise
             changed = True
-            self._events.get()
-        return changed
 
     def networks(self) -> dict[Network, str]:
         """Return those there are. The loopback's are nobody's: it has a class of its own."""

@@ -28,7 +28,10 @@ START_SECONDS = 3.0  # at most: the daemons of all nodes may be started at once
 PACE_SECONDS = 1.0
 RETRY_SECONDS = 60.0  # at most
 
-_STATIC_POD = "kubernetes.io/config.hash"  # the annotation with what a static pod's cgroup has for a uid
+# Of the API's image of a static pod, which kubelet makes: that it is one, and what cgroups have for its uid.
+# Anybody may write annotations, but kubelet deletes images of what is not there, and a uid is no hash.
+_MIRROR, _HASH = "kubernetes.io/config.mirror", "kubernetes.io/config.hash"
+_UID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOT_IN_NAMES = re.compile("[^a-zA-Z0-9_]")
 _MOST_GONE = 1000
 _MOST_CHARACTERS = 63  # of a value: a label's is never longer, an annotation's may be 256 KiB
@@ -114,25 +117,26 @@ class PodWatch:
 
         with pod_client.connect(self._kubeconfig) as client:
             pods, version = pod_client.list_pods(client, self._node)
-            self._news.put((True, dict(map(self._pod, pods))))
+            self._news.put((True, {uid: told for pod in pods for uid, told in self._by_uid(pod).items()}))
             if not self.answers:
                 logger.info("the Kubernetes API answers again")
             self.answers = True
             with suppress(pod_client.ExpiredError):
                 for present, pod in pod_client.watch_pods(client, self._node, version):
-                    uid, told = self._pod(pod)
-                    self._news.put((False, {uid: told if present else None}))
+                    told = self._by_uid(pod)
+                    self._news.put((False, told if present else dict.fromkeys(told)))
 
-    def _pod(self, metadata: "ObjectMeta") -> tuple[str, Pod]:
-        """Return what a pod's cgroups have for its uid, and what it is called."""
+    def _by_uid(self, metadata: "ObjectMeta") -> dict[str, Pod]:
+        """Return what a pod is called, by all that its cgroups may have for its uid."""
         labels, annotations = metadata.labels or {}, metadata.annotations or {}
         chosen = {name: labels.get(key) for key, name in self._labels.items()}
         chosen |= {name: annotations.get(key) for key, name in self._annotations.items()}
-        uid = annotations.get(_STATIC_POD) or metadata.uid
-        if not (metadata.namespace and metadata.name and uid):
+        if not (metadata.namespace and metadata.name and metadata.uid):
             raise ValueError("a pod without a name or a uid")
         more = {name: value[:_MOST_CHARACTERS] for name, value in chosen.items() if value}
-        return uid, Pod(metadata.namespace, metadata.name, more_of(more))
+        pod = Pod(metadata.namespace, metadata.name, more_of(more))
+        hashed = annotations.get(_HASH) if _MIRROR in annotations else None
+        return {metadata.uid: pod} | ({hashed: pod} if hashed and not _UID.fullmatch(hashed) else {})
 
 
 def _line(error: Exception) -> str:
