@@ -974,12 +974,7 @@ def test_no_room_for_a_label_set_of_two(
     """A workload ends as a whole: with one of its cgroups a counter that is shown would fall."""
     with attached(below, label_sets=1) as path, ExitStack() as stack:
         daemons = Daemons(path, below, clock)
-        with new_cgroup(parent.path, "only") as only:
-            truth = Counter({"/only": send(netns, only)})
-            daemons.scrape(2)
-        released(path, 1)
-        daemons.scrape(6)
-        stack.enter_context(new_cgroup(parent.path, "only"))
+        truth = Counter({"/only": occupy(daemons, parent, path, netns, stack)})
         truth["/a"] = twice(netns, parent, path, stack)
         daemons.scrape(2)
         for _ in range(6):

@@ -1,11 +1,13 @@
 """The compiled BPF objects that are part of the package."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib.resources import files
 
 from sockledger.errors import UserError, remedy
 from sockledger.kernel.features import forbids_reading, too_old
-from sockledger.kernel.libbpf import LoadError, Object
+from sockledger.kernel.libbpf import LoadError, Object, Program
 
 
 def object_image(name: str = "sockledger") -> bytes:
@@ -26,6 +28,17 @@ def open_object(name: str = "sockledger", *, image: bytes | None = None) -> Obje
         if remedy(error):
             raise
         raise UserError(f"the BPF object is damaged ({error.strerror}): reinstall sockledger") from None
+
+
+@contextmanager
+def program_alone(name: str) -> Iterator[Program]:
+    """Load a program of the package that uses no map; LoadError, or UserError as of `open_object`."""
+    with closing(open_object()) as opened:
+        opened.choose(name)
+        for unused in opened.maps.values():
+            unused.leave_out()
+        opened.load()
+        yield opened.programs[name]
 
 
 def advice(error: LoadError | OSError) -> str:

@@ -425,18 +425,20 @@ class Retirement:
         cgroups: defaultdict[Workload, set[int]] = defaultdict(set)
         for number in shown.keys() - self._label_sets.keys():
             cgroups[shown[number]].add(number)
+        released = {number for number, each in noted.items() if each.released}
         for number, full in without_room.items():
             workload = shown[number]
-            others = cgroups[workload] - {number}
+            # who is not released may count again, and does not end
+            others = cgroups[workload] - {number} - (set() if number in released else released)
             if not full or any(leaving[table] > 0 for table in full):
                 leaving.subtract(full)  # at a later flush there is room
             elif self._fits(workload) and end_one(full):
                 pass
             elif others:
-                host = max(others, key=lambda other: (other not in without_room, other))
+                host = max(others, key=lambda other: (other not in without_room, other not in released))
                 if self._join(filled[number], host):
                     cgroups[workload].remove(number)
-            elif noted[number].released and workload != OVERFLOW and not self._have_left_to(workload):
+            elif number in released and workload != OVERFLOW and not self._have_left_to(workload):
                 # its label set, if there is one, ends with it: a part would be a counter that has fallen
                 self._datapath.cgroups.end(number, noted[number])
 
