@@ -25,11 +25,12 @@ from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.libbpf import open_pin
 from sockledger.kernel.links import HOT_PATH
 from sockledger.kernel.meters import Meters
-from sockledger.kernel.noted import NotedCgroup
+from sockledger.kernel.noted import NotedCgroup, boottime
 from sockledger.kernel.pins import Pins
 from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.scrapers import RECENT
 
 LAST = 800
 NOWHERE = Path()
@@ -89,7 +90,10 @@ class Daemon:
             image=Path(life.image).read_bytes() if life.image else None,
         )
         self._path.attach()
-        self._births = Births(ShownMap(self._path.maps["shown"]), self._path.generations)
+        self._ahead = 0  # of what its scrapers take for the time
+        self._births = Births(
+            ShownMap(self._path.maps["shown"]), self._path.generations, lambda: boottime() + self._ahead
+        )
         meters = Meters(life.meters, self._root, self._path)
         self._ledger = Ledger(self._path, self._root, meters, gone=life.gone, births=self._births)
         enabled = COLLECTORS.keys() - {"programs"}  # it only asks, in 16 calls for each page
@@ -114,7 +118,8 @@ class Daemon:
         eventually(lambda: all(each.released for each in self._removed()), "released")
 
     def fold(self) -> None:
-        """Until nothing is left of what is gone."""
+        """Until nothing is left of what is gone; who scraped before has had the time to come."""
+        self._ahead = RECENT
 
         def folded() -> bool:
             self.scrape()
