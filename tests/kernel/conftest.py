@@ -25,6 +25,7 @@ IN_EMULATORS = {
     "test_pins.py": ("counts_on", "other_limits", "another_version_and_back"),
     "test_gone.py": ("a_thousand_short_lives", "killed_while_folding"),
     "test_move.py": ("killed_at_any_moment", "while_a_program_adds_to_both"),
+    "test_peers.py": ("test_classes", "comes_in", "while_connected", "of_the_node", "off_and_on"),
     "test_full_maps.py": (),
     "test_kills.py": (),
     "test_generator.py": (),

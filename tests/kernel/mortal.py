@@ -32,7 +32,7 @@ from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 from sockledger.ledger.scrapers import RECENT
 
-LAST = 800
+LAST = 1200
 NOWHERE = Path()
 SCRAPERS = ("one", "two", None)
 
