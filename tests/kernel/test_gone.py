@@ -1054,11 +1054,12 @@ def test_killed_while_two_of_a_workload_end(
         for call in count():
             if not killed:
                 break
-            for turn in (1, 2):
-                with new_cgroup(parent.path, f"a{call}") as cgroup:
-                    truth[f"/a{call}"] += send(netns, cgroup, turn)
-                    if turn == 2:
-                        daemons.scrape(2)
+            with ExitStack() as held:  # or the first would be released, and join the second
+                for turn in (1, 2):
+                    with new_cgroup(parent.path, f"a{call}") as cgroup, new_socket(netns, cgroup) as made:
+                        truth[f"/a{call}"] += exchange(made, turn)
+                        held.enter_context(made.dup())
+                daemons.scrape(2)
             released(path, 2)
             killed = daemons.killed(monkeypatch, call, 5)
             for _ in range(4):

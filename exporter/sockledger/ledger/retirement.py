@@ -430,12 +430,17 @@ class Retirement:
             workload = shown[number]
             # who is not released may count again, and does not end
             others = cgroups[workload] - {number} - (set() if number in released else released)
-            if not full or any(leaving[table] > 0 for table in full):
+            fits = self._fits(workload)
+            if not full or (fits and any(leaving[table] > 0 for table in full)):
                 leaving.subtract(full)  # at a later flush there is room
-            elif self._fits(workload) and end_one(full):
+            elif fits and end_one(full):
                 pass
             elif others:
-                host = max(others, key=lambda other: (other not in without_room, other not in released))
+                # its end has to be noted: best if its name is
+                host = max(
+                    others,
+                    key=lambda other: (other in noted, other not in without_room, other not in released),
+                )
                 if self._join(filled[number], host):
                     cgroups[workload].remove(number)
             elif number in released and workload != OVERFLOW and not self._have_left_to(workload):
