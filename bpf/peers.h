@@ -51,8 +51,9 @@ struct {
 };
 
 /*
- * Moves on after the networks have: who reads it has looked them up before, so what a seat notes with it is
- * what they say, or it is noted with an older one and looked up again.
+ * Moves on a grace period after the networks have been replaced: no program that looks an address up in the
+ * old ones reads the new generation. What is looked up in the new ones with the old generation is looked up
+ * again.
  */
 struct networks_state {
 	__u64 generation; /* never the same twice, whichever daemon's; 0: none yet */

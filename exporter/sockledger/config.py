@@ -13,6 +13,7 @@ import yaml
 
 from sockledger.errors import UserError, printable
 from sockledger.kernel.networks import Network
+from sockledger.workloads.networks import BUILT_IN, HOST, SUBNET
 from sockledger.workloads.paths import LEAF, LEVELS
 from sockledger.workloads.pod_watch import label_name
 
@@ -27,14 +28,11 @@ _WHOLE_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
 _SHOWN_CHARACTERS = 60
 _RULE_LABELS = ("namespace", "pod", "container", "unit")  # a workload's, without cgroup: that is the path
 IN_CLUSTER = "in-cluster"
-_POD_KEY = re.compile(  # k8s.io/apimachinery/pkg/util/validation, IsQualifiedName
-    r"(?:(?=[^/]{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/)?"
-    r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-)
-_NODE = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")  # IsDNS1123Subdomain
-NODE_NETWORKS = ("host", "subnet")  # this node's addresses, and the networks that it is in
+# k8s.io/apimachinery/pkg/util/validation, IsDNS1123Subdomain and IsQualifiedName
+_SUBDOMAIN = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
+_NODE = re.compile(_SUBDOMAIN)
+_POD_KEY = re.compile(rf"(?:(?=[^/]{{1,253}}/){_SUBDOMAIN}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?")
 _CLASS = re.compile("[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
-_BUILT_IN = (*NODE_NETWORKS, "loopback", "service", "other", "unknown")
 _COLLECTIONS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 
 
@@ -141,7 +139,7 @@ class Config:
     networks: Mapping[str, tuple[Network, ...]] = field(default_factory=dict)  # by the class of peers
     networks_file: Path | None = None  # with the same
     service_networks: tuple[Network, ...] = ()
-    node_networks: tuple[str, ...] = ()  # of NODE_NETWORKS
+    node_networks: tuple[str, ...] = ()  # HOST, SUBNET
 
     @property
     def has_networks(self) -> bool:
@@ -527,7 +525,7 @@ def _network(node: yaml.Node) -> Network:
 
 
 def _class_name(name: str) -> str:
-    if name in _BUILT_IN:
+    if name in BUILT_IN:
         return "is a class that is there already"
     return "" if _CLASS.fullmatch(name) else "is no name for a class"
 
@@ -620,6 +618,6 @@ _CONFIG = _Section(
         "networks": _NETWORKS,
         "networks_file": _Value(_path, "an absolute path, such as /etc/sockledger/networks.yml"),
         "service_networks": _CIDRS,
-        "node_networks": _List(_choice(*NODE_NETWORKS)),
+        "node_networks": _List(_choice(HOST, SUBNET)),
     },
 )

@@ -1025,12 +1025,17 @@ def test_no_room_for_all_rows_of_one(parent: Cgroup, below: CgroupRoot, netns: N
             released(path, 1)
             clock.ahead += LONG_ENOUGH
             if datagrams == 10:
-                rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
-                assert rows < 1000, "full"
+                fill_totals(path, lives)
                 daemons.scrape(2)
                 assert "/d" not in sent(daemons.daemon.ledger)
             daemons.scrape(4)
         assert daemons.increases["/d"] == truth
+
+
+def fill_totals(path: DataPath, lives: Cgroup) -> None:
+    """Leave no room in the totals: all is a cgroup's that lives."""
+    rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
+    assert rows < 1000, "full"
 
 
 def occupy(daemons: Daemons, parent: Cgroup, path: DataPath, netns: Netns, stack: ExitStack) -> int:
@@ -1089,8 +1094,7 @@ def test_killed_while_a_label_set_and_its_cgroup_end(
                 clock.ahead += LONG_ENOUGH
                 if not datagrams:
                     daemons.scrape(4)
-            rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
-            assert rows < 1000, "full"
+            fill_totals(path, lives)
             killed = daemons.killed(monkeypatch, call, 2)
             for _ in range(4):
                 clock.ahead += LONG_ENOUGH
@@ -1110,8 +1114,7 @@ def test_other_stays_where_there_is_no_room(
         with new_cgroup(parent.path, "x") as x:
             truth = send(netns, x, 5)
             daemons.scrape(2)
-            rows = sum(path.kept["totals"].make((lives.id, 0, 0, peer, 1)) for peer in range(1, 3000))
-            assert rows < 1000, "full"
+            fill_totals(path, lives)
             truth += send(netns, stack.enter_context(new_cgroup(parent.path, "late")), 50)
             daemons.scrape(3)
             assert path.lost_updates()["totals_full"]

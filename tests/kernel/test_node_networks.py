@@ -7,7 +7,8 @@ from tests.kernel.machine import Netns
 from tests.patience import eventually
 
 from sockledger.kernel.host import in_host_network
-from sockledger.workloads.node_networks import HOST, SUBNET, NodeNetworks
+from sockledger.workloads.networks import HOST, SUBNET
+from sockledger.workloads.node_networks import NodeNetworks
 
 HERE = "from sockledger.kernel.host import in_host_network; print(in_host_network())"
 

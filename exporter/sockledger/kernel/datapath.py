@@ -198,7 +198,8 @@ class DataPath:
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
         self.cgroup_labels = CgroupLabels(self.maps["cgroup_labels"])
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
-        self.networks = Networks(self.maps, {key.peer for key, _ in self.totals()})
+        in_use = {key.peer for key, _ in self.totals()} if parts.peers else ()
+        self.networks = Networks(self.maps, in_use)
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)

@@ -158,7 +158,7 @@ class Retirement:
         back = [
             number
             for number, each in self._label_sets.items()
-            if (number in shown and not each.seen) or Workload(*each.labels) in late
+            if (number in shown and not each.seen) or (late and Workload(*each.labels) in late)
         ]
         if back:
             filled, _ = _rows(tables, (), shown.keys() - set(back))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sockledger.errors import UserError
-from sockledger.kernel.networks import Network
+from sockledger.kernel.networks import OTHER, UNKNOWN, Network
 
 if TYPE_CHECKING:
     from sockledger.workloads.node_networks import NodeNetworks
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 Classes = Mapping[str, Sequence[Network]]  # by what they are called
 
 LOOPBACK, SERVICE = "loopback", "service"
+HOST, SUBNET = "host", "subnet"  # the node's addresses, and the networks that it is in
+BUILT_IN = (LOOPBACK, SERVICE, HOST, SUBNET, OTHER, UNKNOWN)
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 

@@ -18,8 +18,7 @@ from pyroute2.netlink.rtnl import (
 
 from sockledger.errors import UserError
 from sockledger.kernel.networks import Network
-
-HOST, SUBNET = "host", "subnet"
+from sockledger.workloads.networks import HOST, SUBNET
 
 # include/uapi/linux/rtnetlink.h
 _MAIN_TABLE, _UNICAST = 254, 1
