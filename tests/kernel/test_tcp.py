@@ -120,11 +120,9 @@ def test_open_now(below: CgroupRoot, generator: Generator) -> None:
     """What is opened and not closed is there, and established."""
     keep = 40
     with attached(below) as path:
-        with (
-            flushing_tcp(path, 0.01),
-            generator.start("connections", OF_ALL_KINDS, keep=keep) as running,
-        ):
-            so_far = running.wait_ready()
+        with generator.start("connections", OF_ALL_KINDS, keep=keep) as running:
+            with flushing_tcp(path, 0.01):
+                so_far = running.wait_ready()
             path.flush_tcp()
             for (side, cgroup), role in zip(sides_of(generator), ("active", "passive"), strict=True):
                 books = books_of(path, cgroup.id)
