@@ -137,20 +137,27 @@ static __always_inline __u32 class_of_socket(__u64 cookie, const struct sock *sk
 	return cookie_at(sk) == cookie ? class_of(&address) : CLASS_NONE;
 }
 
-#define IPV4_SOURCE 12
-#define IPV6_SOURCE 8
+/* Where in a packet the address at its other end is. */
+static __always_inline __u32 ipv4_peer(enum direction direction)
+{
+	return direction == RECEIVE ? 12 : 16;
+}
 
-/* The address at a packet's other end. */
+static __always_inline __u32 ipv6_peer(enum direction direction)
+{
+	return direction == RECEIVE ? 8 : 24;
+}
+
 static __always_inline void read_peer(struct __sk_buff *skb, enum family family, enum direction direction,
 				      struct address *address)
 {
 	__builtin_memset(address, 0, sizeof(*address));
 	if (family == IPV6) {
 		address->family = 6;
-		bpf_skb_load_bytes(skb, IPV6_SOURCE + (direction == RECEIVE ? 0 : 16), address->words, 16);
+		bpf_skb_load_bytes(skb, ipv6_peer(direction), address->words, 16);
 	} else {
 		address->family = 4;
-		bpf_skb_load_bytes(skb, IPV4_SOURCE + (direction == RECEIVE ? 0 : 4), address->words, 4);
+		bpf_skb_load_bytes(skb, ipv4_peer(direction), address->words, 4);
 	}
 }
 
@@ -166,12 +173,32 @@ static __always_inline struct seat_peer *peer_at(__u32 index)
 	return bpf_map_lookup_elem(&seat_peers, &index);
 }
 
-/* Whether a seat's class was looked up for this address, in the networks of now. */
-static __always_inline bool is_of_peer(__u32 index, const struct address *address)
+/* Whether a packet has this address at its other end; false, too, if its header is not in sight. */
+static __always_inline bool is_peer(const struct address *address, struct __sk_buff *skb, enum family family,
+				    enum direction direction)
+{
+	/* read where it is: a helper's call would cost more than all the rest */
+	const void *end = (const void *)(unsigned long)skb->data_end;
+	const void *header = (const void *)(unsigned long)skb->data;
+	const __u32 *words;
+
+	if (family == IPV6) {
+		words = header + ipv6_peer(direction);
+		return (const void *)(words + 4) <= end && address->family == 6 &&
+		       address->words[0] == words[0] && address->words[1] == words[1] &&
+		       address->words[2] == words[2] && address->words[3] == words[3];
+	}
+	words = header + ipv4_peer(direction);
+	return (const void *)(words + 1) <= end && address->family == 4 && address->words[0] == words[0];
+}
+
+/* Whether a seat's class was looked up for a packet's peer, in the networks of now. */
+static __always_inline bool is_of_peer(__u32 index, struct __sk_buff *skb, enum family family,
+				       enum direction direction)
 {
 	const struct seat_peer *p = peer_at(index);
 
-	return p && p->generation == generation() && same_address(&p->address, address);
+	return p && p->generation == generation() && is_peer(&p->address, skb, family, direction);
 }
 
 #endif

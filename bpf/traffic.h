@@ -103,7 +103,6 @@ static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 inde
 				       struct __sk_buff *skb, enum direction direction)
 {
 	__u64 owner = READ_ONCE(s->owner);
-	struct address address;
 
 	if (owner != cookie)
 		return false;
@@ -112,8 +111,7 @@ static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 inde
 	/* where to read depends on the owner, so no CPU reads what was there before him */
 	asm volatile("" : "+r"(owner));
 	index += owner - cookie;
-	read_peer(skb, family_of(skb), direction, &address);
-	return is_of_peer(index, &address);
+	return is_of_peer(index, skb, family_of(skb), direction);
 }
 
 /* Whether the packet's socket is connected, and to this address: it may be sent elsewhere all the same. */
@@ -180,8 +178,10 @@ static __always_inline __u64 address_of(struct __sk_buff *skb)
 /*
  * Take a seat that is free. Its key is written before anybody finds it by its owner: the exchange is a full
  * barrier. Two CPUs may each take one for the same socket; both count, and the one further on will be idle.
+ * NULL if another CPU was first.
  */
-static __always_inline bool claim(__u32 index, __u64 cookie, struct __sk_buff *skb, const struct peer *peer)
+static __always_inline struct socket_counts *claim(__u32 index, __u64 cookie, struct __sk_buff *skb,
+						   const struct peer *peer)
 {
 	struct socket_counts *s = seat_at(index);
 	const struct sock *sk;
@@ -189,7 +189,7 @@ static __always_inline bool claim(__u32 index, __u64 cookie, struct __sk_buff *s
 
 	if (!s || __sync_val_compare_and_swap(&s->owner, FREE, CLAIMING) != FREE) {
 		BRANCH(CLAIM_LOST);
-		return false;
+		return NULL;
 	}
 	BRANCH(CLAIMED);
 	s->cgroup_id = bpf_skb_cgroup_id(skb);
@@ -212,7 +212,7 @@ static __always_inline bool claim(__u32 index, __u64 cookie, struct __sk_buff *s
 	if (settings.udp && sk && s->protocol == UDP)
 		meet_udp(cookie, sk);
 	__sync_lock_test_and_set(&s->owner, cookie);
-	return true;
+	return s;
 }
 
 /*
@@ -276,11 +276,8 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 		if (owner == FREE && vacant == WAYS)
 			vacant = way;
 	}
-	if (vacant < WAYS) {
-		__u32 index = seat_number(cookie, vacant);
-
-		return claim(index, cookie, skb, peer) ? seat_at(index) : NULL;
-	}
+	if (vacant < WAYS)
+		return claim(seat_number(cookie, vacant), cookie, skb, peer);
 	BRANCH(SOCKETS_FULL);
 	l = lost_updates();
 	if (l)

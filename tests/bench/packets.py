@@ -6,6 +6,8 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,21 +28,29 @@ from tests.bench.support import (
 
 from sockledger.config import Limits
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.datapath import DataPath
+from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.libbpf import Object, Program
+from sockledger.kernel.networks import Network
 
 ROUNDS = 9
 MESSAGES = 15_000  # a round and contender
 CGROUPS = 50
 PAIRS = (500, 50, 1)  # of sockets: their seats miss the caches, fit the nearer ones, stay in the nearest
 
+NETWORKS = 1000  # that addresses are looked up in, and two that have this traffic's
+CLASSES = {ip_network("127.0.0.0/8"): "loopback", ip_network("127.0.1.0/24"): "second"}
+
 FLOOR = "empty program (its whole run)"
 OURS = "sockledger"
+WITH_CLASSES = f"sockledger with {NETWORKS:,} networks"
 PERCPU = "per-CPU hash by cgroup"
 FLOW = "LRU hash by flow"
 TARGETS = {PERCPU: 0.7, FLOW: 0.5}
 
-Pair = tuple[socket.socket, socket.socket]
+# How one sends a message and the other receives it.
+Exchange = tuple[Callable[[bytes], object], Callable[[int], object]]
+# Makes sockets in two cgroups.
+Maker = Callable[[Path, Path, ExitStack], list[Exchange]]
 
 
 class Directions(NamedTuple):
@@ -80,55 +90,69 @@ class Contender:
 # ---- traffic
 
 
-def _udp_pair(first: Path, second: Path) -> Pair:
-    pair = []
-    for cgroup in (first, second):
-        Cgroups.enter(cgroup)
-        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        end.bind(("127.0.0.1", 0))
-        pair.append(end)
-    one, other = pair
+def _udp_socket(cgroup: Path, address: str, stack: ExitStack) -> socket.socket:
+    Cgroups.enter(cgroup)
+    made = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made.bind((address, 0))
+    return made
+
+
+def _udp_pair(first: Path, second: Path, stack: ExitStack) -> list[Exchange]:
+    one, other = (_udp_socket(cgroup, "127.0.0.1", stack) for cgroup in (first, second))
     one.connect(other.getsockname())
     other.connect(one.getsockname())
-    return one, other
+    return [(one.send, other.recv), (other.send, one.recv)]
 
 
-def _tcp_pair(first: Path, second: Path) -> Pair:
+def _udp_server(first: Path, second: Path, stack: ExitStack) -> list[Exchange]:
+    """One that is not connected has two clients, of two classes."""
+    server = _udp_socket(first, "127.0.0.1", stack)
+    exchanges: list[Exchange] = []
+    for address in ("127.0.0.1", "127.0.1.1"):
+        client = _udp_socket(second, address, stack)
+        client.connect(server.getsockname())
+        answer = partial(_send_to, server, client.getsockname())
+        exchanges += [(client.send, server.recv), (answer, client.recv)]
+    return exchanges
+
+
+def _send_to(sender: socket.socket, address: tuple[str, int], message: bytes) -> None:
+    sender.sendto(message, address)
+
+
+def _tcp_pair(first: Path, second: Path, stack: ExitStack) -> list[Exchange]:
     Cgroups.enter(first)
     with socket.create_server(("127.0.0.1", 0)) as server:
         Cgroups.enter(second)
-        one = socket.create_connection(server.getsockname())
-        other, _ = server.accept()
+        one = stack.enter_context(socket.create_connection(server.getsockname()))
+        other = stack.enter_context(server.accept()[0])
     for end in (one, other):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-    return one, other
+    return [(one.send, other.recv), (other.send, one.recv)]
 
 
 @contextmanager
-def _traffic(make: Callable[[Path, Path], Pair], below: Cgroups, pairs: int) -> Iterator[Callable[[], None]]:
+def _traffic(make: Maker, below: Cgroups, pairs: int) -> Iterator[Callable[[], None]]:
     """Yield a function that sends MESSAGES messages over all pairs, both ways, in a random order."""
     with ExitStack() as stack:
-        ends = []
+        exchanges = []
         for number in range(pairs):
             first, second = (below.children[(number + shift) % len(below.children)] for shift in (0, 1))
-            pair = make(first, second)
-            for end in pair:
-                stack.enter_context(end)
-            ends += [(pair[0].send, pair[1].recv), (pair[1].send, pair[0].recv)]
-        random.Random(0).shuffle(ends)
-        ends = (ends * (MESSAGES // len(ends) + 1))[:MESSAGES]
+            exchanges += make(first, second, stack)
+        random.Random(0).shuffle(exchanges)
+        exchanges = (exchanges * (MESSAGES // len(exchanges) + 1))[:MESSAGES]
         message = bytes(100)
 
         def run() -> None:
-            for send, receive in ends:
+            for send, receive in exchanges:
                 send(message)
                 receive(200)
 
         yield run
 
 
-PAIR_MAKERS = {"UDP": _udp_pair, "TCP": _tcp_pair}
+PAIR_MAKERS: dict[str, Maker] = {"UDP": _udp_pair, "TCP": _tcp_pair}
 
 
 # ---- the measurement
@@ -146,14 +170,27 @@ def run() -> None:
         stack.callback(os.close, root.fd)
         rivals = stack.enter_context(closing(Object(compiled(BENCH / "rivals.bpf.c"), "bench")))
         rivals.load()
-        ours = stack.enter_context(
-            closing(DataPath(root, cgroups=1024, sockets=Limits().sockets, connections=1000))
+        ours, with_classes = (
+            stack.enter_context(
+                closing(
+                    DataPath(
+                        root,
+                        cgroups=1024,
+                        sockets=Limits().sockets,
+                        connections=1000,
+                        parts=Parts(peers=peers),
+                    )
+                )
+            )
+            for peers in (False, True)
         )
+        with_classes.networks.put(_networks())
         contenders = [
             Contender(name, (programs[f"{prefix}receive"], programs[f"{prefix}transmit"]))
             for name, programs, prefix in (
                 (FLOOR, rivals.programs, "empty_"),
                 (OURS, ours.programs, "sl_"),
+                (WITH_CLASSES, with_classes.programs, "sl_"),
                 (PERCPU, rivals.programs, "plain_"),
                 (f"{PERCPU}, atomic adds", rivals.programs, "atomic_"),
                 (FLOW, rivals.programs, "flow_"),
@@ -164,7 +201,20 @@ def run() -> None:
                 spread = f"{2 * pairs} sockets in {min(CGROUPS, 2 * pairs)} cgroups"
                 with _traffic(make, below, pairs) as traffic:
                     _measure(f"{protocol}, {spread}", contenders, root.fd, traffic)
+        with _traffic(_udp_server, below, CGROUPS) as traffic:
+            title = f"UDP, {CGROUPS} sockets that talk to two classes each, and their {2 * CGROUPS} peers"
+            _measure(title, contenders, root.fd, traffic)
         _print_sizes(contenders)
+
+
+def _networks() -> dict[Network, str]:
+    """Return networks of nobody here, of all lengths, and those of this traffic."""
+    numbers = random.Random(0)
+    others: dict[Network, str] = {}
+    while len(others) < NETWORKS:
+        address = IPv4Address(numbers.randrange(int(IPv4Address("128.0.0.0")), 1 << 32))
+        others[IPv4Network((address, numbers.randrange(8, 33)), strict=False)] = f"class {len(others) % 20}"
+    return others | CLASSES
 
 
 def _measure(title: str, contenders: list[Contender], cgroup_fd: int, traffic: Callable[[], None]) -> None:

@@ -63,7 +63,7 @@ MUTANTS = {
             Change(
                 "traffic.h",
                 f"	if (!s || {CLAIM}) {{\n",
-                "	bool taken = s && READ_ONCE(s->owner) != FREE;\n\n	if (!s)\n		return false;\n"
+                "	bool taken = s && READ_ONCE(s->owner) != FREE;\n\n	if (!s)\n		return NULL;\n"
                 f"	{PAUSE}"
                 "	WRITE_ONCE(s->owner, CLAIMING);\n	if (taken) {\n",
             ),
