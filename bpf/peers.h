@@ -12,6 +12,9 @@
 #include "settings.h"
 #include "socket.h"
 #include <bpf/bpf_endian.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <stddef.h>
 
 #define CLASS_NONE  0 /* there are no networks */
 #define CLASS_OTHER 1 /* none of them has the address */
@@ -112,6 +115,8 @@ static __always_inline __u32 class_of(const struct address *address)
 	const struct network_class *found;
 	void *trie = only_entry(&networks);
 
+	/* the flush of TCP sleeps, and no grace period waits for it: it is the thread that replaces networks
+	 */
 	if (!trie)
 		return CLASS_OTHER;
 	key.address = *address;
@@ -137,17 +142,17 @@ static __always_inline __u32 class_of_socket(__u64 cookie, const struct sock *sk
 	return cookie_at(sk) == cookie ? class_of(&address) : CLASS_NONE;
 }
 
-/* Where in a packet the address at its other end is. */
 static __always_inline __u32 ipv4_peer(enum direction direction)
 {
-	return direction == RECEIVE ? 12 : 16;
+	return direction == RECEIVE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr);
 }
 
 static __always_inline __u32 ipv6_peer(enum direction direction)
 {
-	return direction == RECEIVE ? 8 : 24;
+	return direction == RECEIVE ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr);
 }
 
+/* The address at a packet's other end. */
 static __always_inline void read_peer(struct __sk_buff *skb, enum family family, enum direction direction,
 				      struct address *address)
 {
@@ -173,6 +178,9 @@ static __always_inline struct seat_peer *peer_at(__u32 index)
 	return bpf_map_lookup_elem(&seat_peers, &index);
 }
 
+/* Where the kernel reads no word that is not aligned, two halves are. */
+typedef __u32 word __attribute__((aligned(2)));
+
 /* Whether a packet has this address at its other end; false, too, if its header is not in sight. */
 static __always_inline bool is_peer(const struct address *address, struct __sk_buff *skb, enum family family,
 				    enum direction direction)
@@ -180,7 +188,7 @@ static __always_inline bool is_peer(const struct address *address, struct __sk_b
 	/* read where it is: a helper's call would cost more than all the rest */
 	const void *end = (const void *)(unsigned long)skb->data_end;
 	const void *header = (const void *)(unsigned long)skb->data;
-	const __u32 *words;
+	const word *words;
 
 	if (family == IPV6) {
 		words = header + ipv6_peer(direction);

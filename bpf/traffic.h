@@ -82,6 +82,27 @@ static __always_inline enum family family_of(struct __sk_buff *skb)
 	return skb->protocol == bpf_htons(ETH_P_IPV6) ? IPV6 : IPV4;
 }
 
+static __always_inline enum protocol protocol_of(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return OTHER; /* not seen so far: these programs run for full sockets only */
+	switch (sk->protocol) {
+	case IPPROTO_TCP:
+		return TCP;
+	case IPPROTO_UDP:
+		return UDP;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return ICMP;
+	default:
+		return OTHER;
+	}
+}
+
 /* Whom a packet comes from, or goes to. */
 struct peer {
 	struct address address;
@@ -89,11 +110,48 @@ struct peer {
 	__u64 generation; /* in which that was looked up, or an older one */
 };
 
+/* The address that the packet's socket is connected to; false if it is to none. */
+static __always_inline bool read_connected(struct __sk_buff *skb, struct address *address)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!sk || !sk->dst_port)
+		return false;
+	__builtin_memset(address, 0, sizeof(*address));
+	/* volatile, or the compiler chooses where to read first, and the verifier allows no such pointer */
+	if (family_of(skb) == IPV6) {
+		address->family = 6;
+		address->words[0] = READ_ONCE(sk->dst_ip6[0]);
+		address->words[1] = READ_ONCE(sk->dst_ip6[1]);
+		address->words[2] = READ_ONCE(sk->dst_ip6[2]);
+		address->words[3] = READ_ONCE(sk->dst_ip6[3]);
+	} else {
+		address->family = 4;
+		address->words[0] = READ_ONCE(sk->dst_ip4);
+	}
+	return true;
+}
+
+/* Whether the packet's socket is connected, and to this address: it may be sent elsewhere all the same. */
+static __always_inline bool is_connected_to(struct __sk_buff *skb, const struct address *address)
+{
+	struct address connected;
+
+	return read_connected(skb, &connected) && same_address(&connected, address);
+}
+
 /* Not inlined: its keys take stack. */
 static __noinline int meet_peer(struct __sk_buff *skb, enum direction direction, struct peer *peer)
 {
 	peer->generation = generation();
-	read_peer(skb, family_of(skb), direction, &peer->address);
+	/*
+	 * What leaves for a service has another address by now, what comes from it has the service's again. A
+	 * TCP socket has one peer; of others the packet says whom it is for.
+	 */
+	if (protocol_of(skb) != TCP || !read_connected(skb, &peer->address))
+		read_peer(skb, family_of(skb), direction, &peer->address);
 	peer->class = class_of(&peer->address);
 	return 0;
 }
@@ -114,24 +172,6 @@ static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 inde
 	return is_of_peer(index, skb, family_of(skb), direction);
 }
 
-/* Whether the packet's socket is connected, and to this address: it may be sent elsewhere all the same. */
-static __always_inline bool is_connected_to(struct __sk_buff *skb, const struct address *address)
-{
-	struct bpf_sock *sk = skb->sk;
-
-	if (sk)
-		sk = bpf_sk_fullsock(sk);
-	if (!sk || !sk->dst_port)
-		return false;
-	/* volatile, or the compiler chooses where to read first, and the verifier allows no such pointer */
-	if (address->family == 4)
-		return READ_ONCE(sk->dst_ip4) == address->words[0];
-	return !((READ_ONCE(sk->dst_ip6[0]) ^ address->words[0]) |
-		 (READ_ONCE(sk->dst_ip6[1]) ^ address->words[1]) |
-		 (READ_ONCE(sk->dst_ip6[2]) ^ address->words[2]) |
-		 (READ_ONCE(sk->dst_ip6[3]) ^ address->words[3]));
-}
-
 static __always_inline void add_pending(struct socket_counts *s, struct __sk_buff *skb, __u32 segments,
 					enum direction direction)
 {
@@ -141,27 +181,6 @@ static __always_inline void add_pending(struct socket_counts *s, struct __sk_buf
 	if (before & PENDING_FULL) {
 		BRANCH(PENDING_FULL);
 		drain(s);
-	}
-}
-
-static __always_inline enum protocol protocol_of(struct __sk_buff *skb)
-{
-	struct bpf_sock *sk = skb->sk;
-
-	if (sk)
-		sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return OTHER; /* not seen so far: these programs run for full sockets only */
-	switch (sk->protocol) {
-	case IPPROTO_TCP:
-		return TCP;
-	case IPPROTO_UDP:
-		return UDP;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
-		return ICMP;
-	default:
-		return OTHER;
 	}
 }
 

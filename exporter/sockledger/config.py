@@ -32,6 +32,7 @@ IN_CLUSTER = "in-cluster"
 _SUBDOMAIN = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
 _NODE = re.compile(_SUBDOMAIN)
 _POD_KEY = re.compile(rf"(?:(?=[^/]{{1,253}}/){_SUBDOMAIN}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?")
+_MOST_CLASSES = 512  # the kernel has room for the names of twice as many (class_names in bpf/peers.h)
 _CLASS = re.compile("[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _COLLECTIONS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 
@@ -532,6 +533,8 @@ def _class_name(name: str) -> str:
 
 def _shared(classes: Mapping[str, tuple[Network | None, ...] | None]) -> str:
     """Return what is wrong with networks of several classes."""
+    if len(classes) > _MOST_CLASSES:
+        return f"there are {len(classes)} classes; allowed: up to {_MOST_CLASSES}"
     found: dict[Network, str] = {}
     for name, networks in classes.items():
         for network in networks or ():

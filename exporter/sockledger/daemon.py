@@ -7,9 +7,9 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from socket import gethostname, socket
@@ -135,24 +135,20 @@ class Daemon:
     async def _attach(self, root: cgroups.CgroupRoot) -> DataPath | None:
         """Attach when nobody else counts there; None if a signal came first."""
         while await self._until_alone(root):
+            self._networks = None
             with ExitStack() as undo:
-                try:
+                with self._pins_are_ours():
                     datapath = self._load(root)
-                    undo.callback(datapath.close)
-                    undo.callback(datapath.undo)
-                    if PEERS in self._collectors():
-                        # pyroute2 does not work in this thread, which has an event loop
-                        self._networks = await asyncio.get_running_loop().run_in_executor(
-                            self._executor, _networks, datapath, self._config
-                        )
+                undo.callback(datapath.close)
+                undo.callback(datapath.undo)
+                if PEERS in self._collectors():
+                    # pyroute2 does not work in this thread, which has an event loop
+                    self._networks = await asyncio.get_running_loop().run_in_executor(
+                        self._executor, _networks, datapath, self._config
+                    )
+                    undo.callback(self._executor.submit, self._networks.close)
+                with self._pins_are_ours():
                     datapath.attach()
-                except (OSError, ValueError) as error:
-                    if remedy(error) or not self._options.pin:
-                        raise  # what is short says nothing of the pins
-                    raise UserError(
-                        f"{self._pins.folder}: {error}: what is pinned there is not all ours, or not "
-                        "readable: sockledger uninstall removes it and ends its counts"
-                    ) from None
                 ours = datapath.links.held[HOT_PATH].id
                 if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
                     # not before: another daemon may be on its way with the same addresses
@@ -161,6 +157,19 @@ class Daemon:
                     undo.pop_all()
                     return datapath
         return None
+
+    @contextmanager
+    def _pins_are_ours(self) -> Iterator[None]:
+        """Take what fails for a sign that they are not, unless something is short."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if remedy(error) or not self._options.pin:
+                raise
+            raise UserError(
+                f"{self._pins.folder}: {error}: what is pinned there is not all ours, or not "
+                "readable: sockledger uninstall removes it and ends its counts"
+            ) from None
 
     async def _until_alone(self, root: cgroups.CgroupRoot) -> bool:
         """Take the lock when nobody else counts there; False if a signal came first.
@@ -258,7 +267,7 @@ class Daemon:
         return self._config_ok
 
     def _files_ok(self) -> bool:
-        return self._config_ok and (self._networks is None or self._networks.file_ok)
+        return self._config_ok and (self._networks is None or self._networks.as_configured)
 
     def _stop_listening(self) -> None:
         """Refuse connections that nobody would answer; what systemd has passed cannot be had twice."""
@@ -459,14 +468,19 @@ def _names(root: cgroups.CgroupRoot, datapath: DataPath, configured: Config) -> 
 
 
 def _networks(datapath: DataPath, configured: Config) -> PeerNetworks:
-    return PeerNetworks(
-        configured.networks,
-        configured.service_networks,
-        datapath.networks.put,
-        configured.networks_file,
-        config.load_networks,
-        _node_networks(configured),
-    )
+    try:
+        return PeerNetworks(
+            configured.networks,
+            configured.service_networks,
+            datapath.networks.put,
+            configured.networks_file,
+            config.load_networks,
+            _node_networks(configured),
+        )
+    except OSError as error:
+        if remedy(error):
+            raise
+        raise UserError(f"networks: {error}: leave them out, or node_networks") from None
 
 
 def _node_networks(configured: Config) -> "NodeNetworks | None":

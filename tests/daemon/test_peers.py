@@ -75,6 +75,27 @@ def test_as_a_file_says(place: Surroundings, netns: Netns, tmp_path: Path) -> No
             assert page.sum(f"peer_{direction}_bytes_total", cgroup="/a") == total
 
 
+def test_a_file_with_too_many(place: Surroundings, netns: Netns, tmp_path: Path) -> None:
+    """It leaves nothing behind that what comes after would have no room for, nor the next daemon."""
+    place.pinned = True
+    file = tmp_path / "networks.yml"
+    file.write_text("a: [127.1.0.0/16]")
+    flag = place.configure(f"networks_file: {file}")
+    daemon = place.run(flag)
+    file.write_text("".join(f"n{n}: [10.{n // 256}.{n % 256}.0/24]\n" for n in range(1100)))
+    eventually(lambda: daemon.page().sum("config_last_reload_successful") == 0)
+    assert daemon.lines("there are 1100 classes; allowed: up to 512") == 1
+    file.write_text("b: [127.1.0.0/16]")
+    eventually(lambda: daemon.lines("networks in use") == 2)
+    assert daemon.page().sum("config_last_reload_successful") == 1
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon = place.run(flag)
+    with new_cgroup(place.cgroup.path, "a") as a:
+        octets = talk(netns, a, "127.1.0.1", 3)
+        assert sent(daemon.settled()) == {("/a", "b"): octets}
+
+
 def test_nothing_without_networks(place: Surroundings, netns: Netns) -> None:
     with new_cgroup(place.cgroup.path, "a") as a:
         daemon = place.run()

@@ -1,8 +1,11 @@
 """The node's addresses and networks: as they are, and as they come and go."""
 
+import errno
 import sys
 from contextlib import closing
 
+import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 from tests.kernel.machine import Netns
 from tests.patience import eventually
 
@@ -65,3 +68,19 @@ def test_come_and_go(netns: Netns) -> None:
         netns.run("ip", "address", "del", "192.0.2.7/24", "dev", "uplink")
         eventually(both.have_changed)
         assert {"192.0.2.7/32", "192.0.2.0/24"}.isdisjoint(networks(both))
+        eventually(host.have_changed)
+        netns.run("ip", "route", "add", "198.51.100.0/24", "dev", "uplink")
+        eventually(both.have_changed)
+        assert not host.have_changed(), "routes are nothing to it"
+
+
+def test_netlink_that_fails(netns: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NetlinkError(errno.EBUSY)
+
+    with netns.entered():
+        node = NodeNetworks([HOST])
+    with closing(node):
+        monkeypatch.setattr(node._dumps, "get_addr", fail)
+        with pytest.raises(OSError, match="rtnetlink: Device or resource busy"):
+            node.networks()

@@ -29,7 +29,6 @@ from tests.kernel.tcp import disconnect, tcp_info
 from tests.kernel.test_pins import pins, start
 from tests.kernel.traffic import Generator
 
-from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.networks import OTHER, UNKNOWN
@@ -300,6 +299,24 @@ def test_changed_while_connected(
         assert final_difference(path, below) == NOTHING
 
 
+SERVICE = """table ip services {
+    chain output { type nat hook output priority -100; ip daddr 10.96.0.1 dnat to 10.1.0.1; }
+}"""
+
+
+def test_a_service(link: Link, below: CgroupRoot, client: Cgroup) -> None:
+    """Packets for it have a pod's address when they are counted. A connection is with the service."""
+    link.near.run("nft", "-f", "-", stdin=SERVICE)
+    link.near.run("ip", "route", "add", "10.96.0.0/16", "via", SERVER4)
+    with attached(below, parts=PARTS) as path, echoing(link) as (_, _, listener):
+        path.networks.put(networks(**{"10.96.0.0/16": "service"}))
+        talk_tcp(link, client, listener, "10.96.0.1", 10_000)
+        truth = link.counted()["10.1.0.1"]
+        assert min(truth.receive_bytes, truth.transmit_bytes) > 10_000
+        assert by_class(path, client) == {("service", "ipv4"): truth}
+        assert node(path, CONNECTS) == {"service": 1}
+
+
 def settle(link: Link) -> None:
     """Wait until no acknowledgement is on its way any more."""
     before: dict[str, Traffic] = {}
@@ -567,19 +584,41 @@ def test_sent_elsewhere(link: Link, below: CgroupRoot, client: Cgroup) -> None:
             assert not any(path.lost_updates().values())
 
 
-def test_too_many_names(below: CgroupRoot) -> None:
-    with attached(below, parts=PARTS) as path:
+def numbered(names: str, numbers: range) -> dict[IPv4Network | IPv6Network, str]:
+    return {ip_network(f"10.9.{n // 256}.{n % 256}"): f"{names}{n}" for n in numbers}
+
+
+def test_more_names_than_there_is_room_for(link: Link, below: CgroupRoot, pins: Pins, client: Cgroup) -> None:
+    """What nothing is counted by is forgotten; what finds no room counts as other."""
+    with closing(start(below, pins, parts=PARTS)) as path, echoing(link) as (port, _, listener):
         room = path.maps["class_names"].max_entries
-        path.networks.put({ip_network(f"10.0.{n // 256}.{n % 256}"): f"n{n}" for n in range(room)})
-        with pytest.raises(UserError, match="networks: no room, or no memory, for class one-more"):
-            path.networks.put({ip_network("10.0.0.0/8"): "one-more"})
+        path.networks.put(networks())
+        assert path.networks.put({**networks(), **numbered("a", range(room))})  # more than configuration may
+        talk_tcp(link, client, listener, "10.1.2.3", 100)
+        with new_udp(link, client, socket.AF_INET) as udp:
+            udp.sendto(bytes(72), ("10.2.0.1", port))
+    with closing(start(below, pins, parts=PARTS)) as path, echoing(link) as (port, _, _):
+        more = networks(**{"10.1.0.0/24": "new"})
+        assert path.networks.put(more) == {"new"}, "the programs of before may have had any of them"
+        with new_udp(link, client, socket.AF_INET) as udp:
+            udp.sendto(bytes(72), ("10.1.0.1", port))
+            assert by_class(path, client)[OTHER, "ipv4"] == octets(0, 100)
+            assert path.networks.put({**more, **numbered("b", range(room - 4))}) == set()
+            udp.sendto(bytes(72), ("10.1.0.1", port))
+            found = by_class(path, client)
+            assert found["new", "ipv4"] == found["wide", "ipv4"] == octets(0, 100)
+        (single,) = node(path, CONNECTS)
+        assert single == "single"
+        assert {"wide", "single", "new"} <= set(path.networks.names().values())
 
 
 # ---- broken on purpose
 
 MUTANTS = {
     "the other end is mistaken": Change(
-        "peers.h", "direction == RECEIVE ? 12 : 16", "direction == RECEIVE ? 16 : 12"
+        "peers.h",
+        "direction == RECEIVE ? offsetof(struct iphdr",
+        "direction == TRANSMIT ? offsetof(struct iphdr",
     ),
     "a class is kept for good": Change("peers.h", "p->generation == generation() && is_peer", "is_peer"),
     "another address is not noticed": Change("peers.h", " && address->words[0] == words[0];", ";"),

@@ -272,6 +272,11 @@ RULES = {
         "3: networks: 10.0.0.0/8 is in a and in b",
         "each network in one class",
     ),
+    "more classes than names are kept for": (
+        "networks:\n" + "".join(f"  n{number}: []\n" for number in range(513)),
+        "2: networks: there are 513 classes",
+        "up to 512",
+    ),
     "networks here and there": (
         "networks: {a: [10.0.0.0/8]}\nnetworks_file: /a",
         "1: networks_file: there are networks, too",

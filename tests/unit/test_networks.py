@@ -19,12 +19,14 @@ class Kernel:
 
     def __init__(self) -> None:
         self.puts: list[Mapping[str, str]] = []
-        self.error: Exception | None = None
+        self.error: OSError | None = None
+        self.without_room: set[str] = set()
 
-    def put(self, networks: Mapping[Network, str]) -> None:
+    def put(self, networks: Mapping[Network, str]) -> set[str]:
         if self.error:
             raise self.error
         self.puts.append({str(network): name for network, name in networks.items()})
+        return self.without_room & set(networks.values())
 
 
 def test_of_users_and_of_everybody() -> None:
@@ -93,12 +95,12 @@ def test_a_file_that_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     file.rename(tmp_path / "aside")
     for _ in range(3):
         networks.look()
-    refused = networks.file_ok
+    refused = networks.as_configured
     assert caplog.text.count("networks refused, going on with the old ones") == 2, "each once"
     (tmp_path / "aside").rename(file)
     config_map(tmp_path, 3, "# the same\nb: [10.0.0.0/8]")
     networks.look()
-    assert (refused, networks.file_ok) == (False, True)
+    assert (refused, networks.as_configured) == (False, True)
     assert len(kernel.puts) == 2
 
 
@@ -107,19 +109,75 @@ def test_a_file_that_is_refused_at_the_start(tmp_path: Path) -> None:
         PeerNetworks({}, [], Kernel().put, tmp_path / "none", load_networks)
 
 
-@pytest.mark.parametrize("error", [UserError("no room"), OSError(12, "no memory")])
-def test_what_could_not_be_put_is_put_later(
-    tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
-    kernel = Kernel()
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_could_not_be_put_is_put_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A minute later, or at once if the file changes again."""
+    kernel, clock = Kernel(), Clock()
     file = tmp_path / "file"
     file.write_text("")
-    networks = PeerNetworks({}, [], kernel.put, file, load_networks)
-    file.write_text("a: [10.0.0.0/8]")
-    kernel.error = error
+    networks = PeerNetworks({}, [], kernel.put, file, load_networks, clock=clock)
+    for turn, text in enumerate(("a: [10.0.0.0/8]", "b: [10.0.0.0/16]"), 1):
+        file.write_text(text)
+        kernel.error = OSError(12, f"no memory {turn}")
+        for _ in range(3):
+            networks.look()
+        kernel.error = None
+        if turn == 1:
+            clock.now += 59
+            networks.look()
+            assert len(kernel.puts) == 1
+            clock.now += 1
+        else:
+            file.write_text(f"# again\n{text}")
+        networks.look()
+    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}, {**EVERYBODYS, "10.0.0.0/16": "b"}]
+    assert caplog.text.count("networks stay as they are") == 2
+
+
+def test_classes_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are tried again each minute; each reason is told once."""
+    kernel, clock = Kernel(), Clock()
+    file = tmp_path / "file"
+    file.write_text("a: [10.0.0.0/8]\nb: [10.1.0.0/16]")
+    kernel.without_room = {"b"}
+    networks = PeerNetworks({}, [], kernel.put, file, load_networks, clock=clock)
+    states = [networks.as_configured]
+    for puts in (2, 3):
+        clock.now += 60
+        for _ in range(3):
+            networks.look()
+        assert len(kernel.puts) == puts
+    assert caplog.text.count("no room for all classes of networks") == 1
+    kernel.without_room = set()
+    clock.now += 60
     for _ in range(3):
         networks.look()
-    kernel.error = None
-    networks.look()
-    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}]
-    assert caplog.text.count("networks stay as they are") == 1
+    assert [*states, networks.as_configured] == [False, True]
+    assert len(kernel.puts) == 4
+
+
+def test_a_node_that_takes_long(tmp_path: Path) -> None:
+    """Reading it takes a tenth of the time at most."""
+    clock = Clock()
+
+    class Slow(Node):
+        reads = 0
+
+        def networks(self) -> dict[Network, str]:
+            self.reads += 1
+            clock.now += 0.8
+            return {ip_network(f"192.0.2.{self.reads}/32"): "host"}
+
+    node, kernel = Slow(), Kernel()
+    node.changed = True
+    networks = PeerNetworks({}, [], kernel.put, node=node, clock=clock)  # type: ignore[arg-type]
+    while clock.now < 100:
+        networks.look()
+        clock.now += 1
+    assert 10 <= node.reads <= 13

@@ -34,7 +34,7 @@ CONFIG_RELOAD = Metric(
     "sockledger_config_last_reload_successful",
     MetricType.GAUGE,
     "Whether the configuration file was valid when it was last read, at start or at SIGHUP, and so was what "
-    "networks_file names.",
+    "networks_file names, and there is room for all classes of networks.",
 )
 BUILD_INFO = Metric(
     "sockledger_build_info", MetricType.GAUGE, "Always 1.", ("version", "python_version"), "1"
@@ -43,7 +43,8 @@ LOST_UPDATES = Metric(
     "sockledger_lost_updates",
     MetricType.COUNTER,
     "Updates in the kernel that had to go another way, or could not be made. sockets_full: no seat for the "
-    "socket, counted under its cgroup, only slower (limits.sockets is too small). "
+    "socket, counted under its cgroup, only slower (limits.sockets is too small, or it was connected to "
+    "peers of other classes too often between two flushes). "
     "totals_full: counted under cgroup other (limits.cgroups is too small). "
     "totals_busy: the same, as an interrupt found the map busy (kernels up to 6.6). "
     "udp_sockets_full: no room, or no memory, for a UDP socket that drops datagrams: its drops are missing. "

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -198,8 +199,7 @@ class DataPath:
         self.cgroups = NotedCgroups(self.maps["cgroups"], 0 if forbids_reading() else cgroups)
         self.cgroup_labels = CgroupLabels(self.maps["cgroup_labels"])
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
-        in_use = {key.peer for key, _ in self.totals()} if parts.peers else ()
-        self.networks = Networks(self.maps, in_use)
+        self.networks = Networks(self.maps, self._peers_counted)
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)
@@ -443,6 +443,7 @@ class DataPath:
     def close(self) -> None:
         """Let go of everything: without pins all is detached and freed."""
         self.links.close()
+        self.networks.close()
         while self._jumpers:
             os.close(self._jumpers.popitem()[1].fd)
         for kept in self.kept.values():
@@ -578,17 +579,41 @@ class DataPath:
             value = self.maps["overflow"].lookup_index(index)
             yield key, Traffic._make(self._value.struct.unpack(value))
 
-    def node_totals(self) -> dict[str, dict[str, int]]:
+    def _peers_counted(self) -> set[int]:
+        """Return the numbers of all classes that something is counted by.
+
+        Seats before totals, where what they have pending goes.
+        """
+        seats = self.maps["sockets"]
+        at, size = seats.value.field("peer").offset, seats.value_size
+        found = {
+            int.from_bytes(values[start + at : start + at + 4], sys.byteorder)
+            for _, values in seats.batches()
+            for start in range(0, len(values), size)
+        }
+        found.update(key.peer for key, _ in self.totals())
+        found.update(number for number, _ in self._node_rows())
+        return found
+
+    def _node_rows(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield the numbers of classes that the node's TCP figures are not all 0 of, with these."""
+        table = self.maps["node_totals"]
+        for keys, values in table.batches(256):
+            rows = table.value.unpack_all(values)
+            for (number,), row in zip(struct.iter_unpack("=I", keys), rows, strict=True):
+                if any(row):
+                    yield number, row
+
+    def node_totals(self) -> Mapping[str, Mapping[str, int]]:
         """Return what is counted of the whole node's TCP, by class of peers and member of struct node_totals.
 
-        Without a name is what has no class: all of it, without networks. What is all 0 is left out then.
+        Without a name is what has no class: all of it, without networks. With them what is all 0 is left out.
         """
-        table = self.maps["node_totals"]
-        found = {}
-        for number, name in {0: "", **self.networks.names()}.items():
-            value = table.lookup(number.to_bytes(4, sys.byteorder))
-            if value and (any(value) or not (number or self._parts.peers)):
-                found[name] = table.value.unpack(value)
+        fields = [field.name for field in self.maps["node_totals"].value.fields]
+        found: dict[str, Counter[str]] = {} if self._parts.peers else {"": Counter(dict.fromkeys(fields, 0))}
+        for number, row in self._node_rows():
+            of_class = found.setdefault(self.networks.name(number) if number else "", Counter())
+            of_class.update(dict(zip(fields, row, strict=True)))
         return found
 
     def reconciliation(self) -> tuple[Traffic, Traffic]:

@@ -1,11 +1,9 @@
 """The networks that packets' remote addresses are looked up in, and the numbers of their classes."""
 
 import sys
-from collections.abc import Collection, Mapping
-from contextlib import closing
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Network, IPv6Network
 
-from sockledger.errors import UserError
 from sockledger.kernel.libbpf import Map, NewMap
 from sockledger.kernel.noted import boottime
 
@@ -19,11 +17,12 @@ _FIRST = bytes(4)
 
 
 class Networks:
-    """The maps of bpf/peers.h. Numbers are kept for good, for sums are kept by them."""
+    """The maps of bpf/peers.h. A number is a class's for as long as anything is counted by it."""
 
-    def __init__(self, maps: Mapping[str, Map], in_use: Collection[int]) -> None:
-        """*in_use* are numbers that sums have: nobody else gets them."""
+    def __init__(self, maps: Mapping[str, Map], counted: Callable[[], Collection[int]]) -> None:
+        """Read the names; *counted* returns the numbers that something is counted by."""
         self._maps = maps
+        self._counted = counted
         names = maps["class_names"]
         self._names = {_OTHER_NUMBER: OTHER}
         for keys, values in names.batches():
@@ -31,8 +30,9 @@ class Networks:
                 names.key.struct.iter_unpack(keys), names.value.struct.iter_unpack(values), strict=True
             ):
                 self._names[number] = name.split(b"\0")[0].decode()
-        self._numbers = {name: number for number, name in self._names.items()}
-        self._last = max(self._names.keys() | set(in_use))
+        self._in_use: NewMap | None = None
+        # of the networks in use; those of a predecessor, whose programs may run until ours do, may have any
+        self._classes = set(self._names.values())
 
     def name(self, number: int) -> str:
         """Return what a class is called."""
@@ -42,33 +42,62 @@ class Networks:
         """Return what all classes are called, by number."""
         return self._names
 
-    def _number(self, name: str) -> int:
-        """Return a class's number, which is written down if it is new; UserError if there is no room."""
-        number = self._numbers.get(name)
-        if number is None:
-            number = self._last + 1
-            table = self._maps["class_names"]
-            if not table.make(table.key.struct.pack(number), table.value.struct.pack(name.encode())):
-                raise UserError(
-                    f"networks: no room, or no memory, for class {name}: the kernel keeps all names that "
-                    "there ever were, sockledger uninstall ends them with all counts"
-                )
-            self._last = number
-            self._names[number], self._numbers[name] = name, number
-        return number
-
-    def put(self, classes: Mapping[Network, str]) -> None:
+    def put(self, networks: Mapping[Network, str]) -> set[str]:
         """Have the classes of addresses looked up in these networks, all at once.
 
-        UserError if there is no room for the names. What is sent meanwhile counts by these or those before.
+        What is sent meanwhile counts by these or those before. Return the classes that there is no room for:
+        their networks are other's.
         """
-        inner = self._maps["networks_inner"]
-        with closing(NewMap(inner, max(len(classes), 1))) as made:
-            for network, name in classes.items():
-                made.update(_key(network), self._number(name).to_bytes(4, sys.byteorder))
+        classes = set(networks.values())
+        numbers = self._make_numbers(classes)
+        made = NewMap(self._maps["networks_inner"], max(len(networks), 1))
+        try:
+            for network, name in networks.items():
+                number = numbers.get(name, _OTHER_NUMBER)
+                made.update(_key(network), number.to_bytes(4, sys.byteorder))
             # returns after a grace period: whoever reads the next generation finds these networks
             self._maps["networks"].update(_FIRST, made.fd.to_bytes(4, sys.byteorder))
+        except OSError:
+            made.close()
+            raise
         self._maps["networks_state"].update(_FIRST, boottime().to_bytes(8, sys.byteorder))
+        # not before: up to 6.1.74 a map in a map is freed at once when nobody else has it (CVE-2023-52447)
+        self.close()
+        self._in_use = made
+        self._classes = classes
+        return classes - numbers.keys()
+
+    def _make_numbers(self, classes: set[str]) -> Mapping[str, int]:
+        """Return the numbers of all classes; new ones are written down, as far as there is room."""
+        numbers = {name: number for number, name in self._names.items()}
+        if not (new := sorted(classes - numbers.keys())):
+            return numbers
+        table = self._maps["class_names"]
+        counted = set(self._counted())
+        if len(numbers) + len(new) > table.max_entries:
+            self._forget(counted, classes)
+        free = (
+            number for number in range(2, table.max_entries + 2) if number not in {*self._names, *counted}
+        )
+        for name, number in zip(new, free, strict=False):
+            if not table.make(table.key.struct.pack(number), table.value.struct.pack(name.encode())):
+                break
+            self._names[number] = name
+        return {name: number for number, name in self._names.items()}
+
+    def _forget(self, counted: set[int], classes: set[str]) -> None:
+        """Give back the names that neither counts nor networks have, these or those in use."""
+        kept = {OTHER, *self._classes, *classes}
+        for number, name in list(self._names.items()):
+            if number not in counted and name not in kept:
+                self._maps["class_names"].delete(self._maps["class_names"].key.struct.pack(number))
+                del self._names[number]
+
+    def close(self) -> None:
+        """Let go of the networks in use; they live on where they were put."""
+        if self._in_use:
+            self._in_use.close()
+            self._in_use = None
 
 
 def _key(network: Network) -> bytes:

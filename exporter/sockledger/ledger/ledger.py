@@ -72,7 +72,7 @@ class Books:
     accounts: dict[Account, Traffic]
     peers: dict[tuple[Workload, str], Traffic]  # by class, of what has one
     sums: dict[str, dict[tuple[Workload, Record], Record]]  # by map, by workload and the rest of its key
-    node: dict[str, dict[str, int]]  # by class of peers, by the members of struct node_totals
+    node: Mapping[str, Mapping[str, int]]  # by class of peers, by the members of struct node_totals
     attach_points: dict[AttachPoint, Traffic]
     lost_updates: dict[str, int]  # by reason
     entries: dict[str, int]  # in use, by map

@@ -4,7 +4,8 @@ The narrowest that has an address says its class. What is named twice, by a user
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,12 @@ BUILT_IN = (LOOPBACK, SERVICE, HOST, SUBNET, OTHER, UNKNOWN)
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
+# A change is seen by the next look, but after a refresh that took long, so many times as long is for others.
+_PAUSE = 10
+_RETRY_SECONDS = 60.0
+_MOST_SHOWN = 5  # in one line
+
+
 class PeerNetworks:
     """The networks of now. *put* has them looked up in."""
 
@@ -32,26 +39,39 @@ class PeerNetworks:
         self,
         classes: Classes,
         services: Sequence[Network],
-        put: Callable[[Mapping[Network, str]], None],
+        put: Callable[[Mapping[Network, str]], Collection[str]],
         file: Path | None = None,
         load: Callable[[Path], Classes] = lambda _: {},
         node: "NodeNetworks | None" = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Put those there are; UserError if that fails. *load* reads *file*; UserError if it is refused."""
+        """Put those there are; OSError if that fails.
+
+        *put* returns the classes that there is no room for. *load* reads *file*; UserError if it is refused.
+        """
         self._node = node
         self._classes = classes
         self._services = services
         self._put = put
         self._file = file
         self._load = load
-        self.file_ok = True  # the last time that it was read
+        self._clock = clock
+        self._file_ok = True  # the last time that it was read
         self._identity: tuple[int, ...] | None = None
         self._networks: Mapping[Network, str] = {}
-        self._stale = self._stuck = False
+        self._without_room: Collection[str] = ()
+        self._stale = False
+        self._not_before = 0.0
+        self._complaint = ""
         if file:
             self._identity = _identity(file)
             self._classes = load(file)
         self._refresh()
+
+    @property
+    def as_configured(self) -> bool:
+        """Whether the file was valid when it was last read, and there is room for all classes."""
+        return self._file_ok and not self._without_room
 
     def look(self) -> None:
         """Look what is new. A file is read again if it is another; one that is refused changes nothing."""
@@ -60,18 +80,30 @@ class PeerNetworks:
             self._identity = identity
             try:
                 self._classes = self._load(self._file)
-                self.file_ok = self._stale = True
+                self._file_ok = self._stale = True
+                self._not_before = 0.0
             except UserError as error:
                 logger.error("networks refused, going on with the old ones", extra={"error": str(error)})  # noqa: TRY400
-                self.file_ok = False
-        if self._stale:
-            try:
-                self._refresh()
-                self._stale = self._stuck = False
-            except (UserError, OSError) as error:
-                if not self._stuck:
-                    logger.error("networks stay as they are", extra={"error": str(error)})  # noqa: TRY400
-                self._stuck = True
+                self._file_ok = False
+        began = self._clock()
+        if began < self._not_before or not (self._stale or self._without_room):
+            return
+        try:
+            self._refresh()
+            self._complaint = ""
+            self._stale = False
+        except OSError as error:
+            if str(error) != self._complaint:
+                logger.error("networks stay as they are", extra={"error": str(error)})  # noqa: TRY400
+            self._complaint = str(error)
+        now = self._clock()
+        again = _RETRY_SECONDS if self._stale or self._without_room else _PAUSE * (now - began)
+        self._not_before = now + again
+
+    def close(self) -> None:
+        """Let go of the node's."""
+        if self._node:
+            self._node.close()
 
     def _refresh(self) -> None:
         networks: dict[Network, str] = dict.fromkeys(_LOOPBACK, LOOPBACK)
@@ -84,10 +116,17 @@ class PeerNetworks:
         networks |= dict.fromkeys(self._services, SERVICE)
         for name, each in self._classes.items():
             networks |= dict.fromkeys(each, name)
+        if networks == self._networks and not self._without_room:
+            return
+        without_room = self._put(networks)
         if networks != self._networks:
-            self._put(networks)
             logger.info("networks in use", extra={"networks": len(networks)})
-        self._networks = networks
+        if without_room and without_room != self._without_room:
+            logger.error(
+                "no room for all classes of networks, for names stay with their counts: these count as other",
+                extra={"classes": ", ".join(sorted(without_room)[:_MOST_SHOWN]), "number": len(without_room)},
+            )
+        self._networks, self._without_room = networks, without_room
 
 
 def _is_within(network: Network, other: Network) -> bool:

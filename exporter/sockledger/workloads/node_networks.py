@@ -4,11 +4,13 @@ Imported only where they are asked for: pyroute2 takes 10 MB.
 """
 
 import errno
+import os
 from collections.abc import Collection
 from ipaddress import ip_address, ip_network
 from socket import AF_NETLINK, NETLINK_ROUTE, SOCK_NONBLOCK, SOCK_RAW, socket
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import (
     RTMGRP_IPV4_IFADDR,
     RTMGRP_IPV4_ROUTE,
@@ -22,6 +24,10 @@ from sockledger.workloads.networks import HOST, SUBNET
 
 # include/uapi/linux/rtnetlink.h
 _MAIN_TABLE, _UNICAST = 254, 1
+_GROUPS = {
+    HOST: RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR,
+    SUBNET: RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE,
+}
 
 
 class NodeNetworks:
@@ -33,8 +39,7 @@ class NodeNetworks:
         try:
             # none of pyroute2's, which fails for good once the kernel has dropped some
             self._events = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE)
-            groups = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
-            self._events.bind((0, groups))
+            self._events.bind((0, sum(_GROUPS[name] for name in set(names))))
             self._dumps = IPRoute()
         except OSError as error:
             raise UserError(f"node_networks: rtnetlink: {error.strerror}: leave it out") from None
@@ -53,7 +58,16 @@ class NodeNetworks:
             changed = True
 
     def networks(self) -> dict[Network, str]:
-        """Return those there are. The loopback's are nobody's: it has a class of its own."""
+        """Return those there are; OSError if netlink fails.
+
+        The loopback's are nobody's: it has a class of its own.
+        """
+        try:
+            return self._read()
+        except NetlinkError as error:
+            raise OSError(error.code, f"rtnetlink: {os.strerror(error.code)}") from None
+
+    def _read(self) -> dict[Network, str]:
         found: dict[Network, str] = {}
         if SUBNET in self._names:
             for route in self._dumps.get_routes(table=_MAIN_TABLE):
