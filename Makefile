@@ -10,7 +10,7 @@ OBJECTS := $(OBJECT) exporter/sockledger/kernel/move.bpf.o
 
 RUN_PACKAGES := clang llvm libbpf-dev libbpf1 linux-libc-dev libc6-dev make python3 python3-venv
 TEST_PACKAGES := clang-format nftables iproute2 systemd ethtool iputils-ping bpftool prometheus strace
-CLUSTER_PACKAGES := etcd-server containerd runc containernetworking-plugins busybox-static openssl curl procps
+CLUSTER_PACKAGES := etcd-server containerd runc containernetworking-plugins busybox-static openssl curl procps docker.io podman
 KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static file python3-venv
 
 .PHONY: run test test-full test-kernels test-cluster bench soak lint format docs build wheel clean packages-run packages-test packages-cluster packages-kernels
@@ -28,7 +28,7 @@ test-full: packages-test build
 test-kernels: packages-kernels packages-test build
 	tests/kernels/run
 
-# Pods of every kind in a real Kubernetes of one node, which Go builds from source.
+# Pods of every kind in a real Kubernetes of one node, which Go builds from source; Docker and Podman.
 test-cluster: packages-cluster packages-test build
 	tests/cluster/cluster build
 	$(BIN)/pytest tests/cluster $(ARGS)
