@@ -30,6 +30,7 @@ from tests.kernel.ledger import (
     flush,
     minus,
     record_of,
+    repeating,
     totals_of,
 )
 from tests.kernel.machine import Cgroup, Netns, new_cgroup, new_netns, run, sysctl_set
@@ -701,18 +702,23 @@ def filled(table: Map, close: Callable[[], None]) -> Iterator[None]:
     """Take all entries of *table* that the kernel has set aside, on each CPU, or finds memory for later."""
     cpus, keys = os.sched_getaffinity(0), (key.to_bytes(8, sys.byteorder) for key in count(1))
     made: list[bytes] = []
-    rounds = [1]
-    while any(rounds[-5:]):
-        before = len(made)
+
+    def take() -> None:
         close()
         for cpu in cpus:
             os.sched_setaffinity(0, {cpu})
-            made += takewhile(table.make, keys)
+            made.extend(takewhile(table.make, keys))
+
+    rounds = [1]
+    while any(rounds[-5:]):
+        before = len(made)
+        take()
         rounds.append(len(made) - before)
         time.sleep(0.1)
     os.sched_setaffinity(0, cpus)
     assert table.entries() < table.max_entries
-    yield
+    with repeating(take, 0.005):  # others may give some back
+        yield
     for key in made:
         table.delete(key)
 
