@@ -40,6 +40,7 @@ class Api(ThreadingHTTPServer):
         self.pods: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []  # since the list
         self.lists = self.watches = 0
+        self.tokens = {"secret"}
         self.list_answer: Answer | None = None
         self.watch_answer: Answer | None = None
         self.told = threading.Condition()
@@ -72,7 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = {name: values[0] for name, values in parse_qs(url.query).items()}
         assert url.path == "/api/v1/pods"
         assert asked["fieldSelector"] == f"spec.nodeName={NODE}"
-        assert self.headers["Authorization"] == "Bearer secret"
+        if self.headers["Authorization"].removeprefix("Bearer ") not in self.server.tokens:
+            self.answer((401, b"{}"))
+            return
         if asked.get("watch") == "true":
             assert "as=PartialObjectMetadata;" in self.headers["Accept"]
             assert asked["allowWatchBookmarks"] == "true"
@@ -153,11 +156,11 @@ def park(watch: PodWatch) -> threading.Event:
     return parked
 
 
-def kubeconfig(folder: Path, url: str) -> Path:
+def kubeconfig(folder: Path, url: str, token: str = "secret") -> Path:
     made = folder / "kubeconfig"
     config = {
         "clusters": [{"name": "here", "cluster": {"server": url}}],
-        "users": [{"name": "us", "user": {"token": "secret"}}],
+        "users": [{"name": "us", "user": {"token": token}}],
         "contexts": [{"name": "it", "context": {"cluster": "here", "user": "us"}}],
         "current-context": "it",
     }
@@ -360,6 +363,28 @@ def test_watches_that_end_at_once(api: Api, watching: Watching, monkeypatch: pyt
     eventually(lambda: any(seconds > 3500 for seconds in slept))
     assert api.watches == 1
     enough.set()
+
+
+def test_tokens_that_are_replaced(
+    api: Api,
+    watching: Watching,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They are read again every now and then, before the server refuses the old one."""
+    monkeypatch.setattr(pod_client, "RENEW_SECONDS", 0.1)
+    api.watch_answer = 200, b""
+    watch = watching()
+    eventually(lambda: api.lists > 0)
+    api.tokens.add("another")
+    kubeconfig(tmp_path, f"http://127.0.0.1:{api.server_port}", token="another")
+    for _ in range(2):
+        lists = api.lists
+        eventually(lambda lists=lists: api.lists > lists + 1)  # type: ignore[misc]
+        api.tokens.discard("secret")
+    assert watch.answers
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("content", [None, "", "[", "a: b", "clusters: []\ncontexts: []", "\0"])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from lightkube import Client, KubeConfig
@@ -14,12 +15,14 @@ from lightkube.resources.core_v1 import Pod
 WATCH_SECONDS = 240  # then the server ends a watch, and the next one goes on from there
 SILENCE_SECONDS = WATCH_SECONDS + 30.0  # after which a server, or the way to it, is gone
 PACE_SECONDS = 1.0  # at least, between watches: a server may end each at once
+# A client reads its token once. Kubelet replaces a pod's when a fifth of its hour is left.
+RENEW_SECONDS = 600.0
 _CHUNK = 500
 _KIND = "application/json;as={};g=meta.k8s.io;v=v1"
 
 
 class ExpiredError(Exception):
-    """The server does not know any more what has changed since then: all has to be listed again."""
+    """All has to be listed again, by a new client: this one, or what the server remembers, is too old."""
 
 
 class _Transport(httpx2.HTTPTransport):
@@ -27,12 +30,18 @@ class _Transport(httpx2.HTTPTransport):
 
     _last = float("-inf")
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._renew_at = time.monotonic() + RENEW_SECONDS
+
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request."""
         watches = "watch" in request.url.params
         # a pod's metadata are a tenth of it
         request.headers["Accept"] = _KIND.format("PartialObjectMetadata" + ("" if watches else "List"))
         if watches:
+            if time.monotonic() > self._renew_at:
+                raise ExpiredError
             request.url = request.url.copy_merge_params({"allowWatchBookmarks": "true"})
             request.extensions["timeout"]["read"] = SILENCE_SECONDS  # the client would wait for ever
             time.sleep(max(0.0, self._last + PACE_SECONDS - time.monotonic()))
