@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -187,8 +187,12 @@ def load(path: Path | None) -> Config:
 
 def load_networks(path: Path) -> Mapping[str, tuple[Network, ...]]:
     """Return the networks in the file *path*, by class; raise `ConfigError`."""
+    if path.exists() and not path.is_file():  # to open a pipe would wait for its other end
+        raise ConfigError(f"{printable(str(path))}: is no regular file; give a YAML file")
     none: Mapping[str, tuple[Network, ...]] = {}
     networks, problems = _load(path, _NETWORKS, none)
+    if networks is none:  # as while somebody writes it
+        problems = problems or [(1, "top level: nothing is there; allowed: {} for no networks")]
     _refuse(path, problems)
     return networks
 
@@ -520,9 +524,14 @@ def _network(node: yaml.Node) -> Network:
     if not _has_tag(node, "str"):
         raise ValueError("is not a string")
     try:
-        return ip_network(node.value)
+        network = ip_network(node.value)
     except ValueError as error:
         raise ValueError(f"is no network ({printable(str(error))})") from None
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+        raise ValueError("is for IPv4, whose packets have IPv4's addresses")
+    if "%" in node.value:
+        raise ValueError("has a scope, which packets do not tell")
+    return network
 
 
 def _class_name(name: str) -> str:

@@ -34,11 +34,11 @@ from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import Pins
 from sockledger.kernel.shown import ShownMap
 from sockledger.ledger.births import Births
-from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.ledger import KINDS, Ledger
 from sockledger.web import listen, server
 from sockledger.workloads.engines import EngineNames
 from sockledger.workloads.names import Names
-from sockledger.workloads.naming import KINDS, LABELS, Naming
+from sockledger.workloads.naming import LABELS, Naming
 from sockledger.workloads.networks import PeerNetworks
 from sockledger.workloads.pod_watch import PodWatch
 
@@ -149,6 +149,9 @@ class Daemon:
                     undo.callback(self._executor.submit, self._networks.close)
                 with self._pins_are_ours():
                     datapath.attach()
+                if self._networks:
+                    # for classes that had to wait until no other programs counted
+                    await asyncio.get_running_loop().run_in_executor(self._executor, self._networks.look)
                 ours = datapath.links.held[HOT_PATH].id
                 if ours == min([ours, *hot_paths(root.id)]):  # 0 is one that may have been faster
                     # not before: another daemon may be on its way with the same addresses
@@ -285,11 +288,12 @@ class Daemon:
             meters,
             gone=self._config.persist.gone,
             names=_names(root, datapath, self._config),
+            hidden=[name for name in KINDS if getattr(self._config.labels, name) == NEVER],
             most_workloads=self._config.limits.workloads,
             births=births,
         )
         registry = Registry(self._collectors(), ledger, births)
-        exporter = Exporter(ledger, self._files_ok)
+        exporter = Exporter(ledger, births, self._files_ok)
         process = CollectorRegistry()
         ProcessCollector(registry=process)
 
@@ -452,7 +456,7 @@ def _names(root: cgroups.CgroupRoot, datapath: DataPath, configured: Config) -> 
     naming = Naming(
         rules=[rule.match for rule in workloads.rules],
         level=configured.aggregate,
-        hidden=frozenset(name for name in (*LABELS, *KINDS) if getattr(labels, name) == NEVER),
+        hidden=frozenset(name for name in LABELS if getattr(labels, name) == NEVER),
         with_path=labels.cgroup == ALWAYS,
         include=configured.include,
         exclude=configured.exclude,

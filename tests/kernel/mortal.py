@@ -98,7 +98,7 @@ class Daemon:
         self._ledger = Ledger(self._path, self._root, meters, gone=life.gone, births=self._births)
         enabled = COLLECTORS.keys() - {"programs"}  # it only asks, in 16 calls for each page
         self._registry = Registry(enabled, self._ledger, self._births)
-        self._exporter = Exporter(self._ledger, lambda: True)
+        self._exporter = Exporter(self._ledger, self._births, lambda: True)
 
     def scrape(self) -> None:
         self._ledger.flush()

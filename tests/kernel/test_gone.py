@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
@@ -854,6 +854,7 @@ class Daemon:
         clock: Clock,
         naming: Naming | None = None,
         most_workloads: int = sys.maxsize,
+        hidden: Collection[str] = (),
     ) -> None:
         self._births = Births(ShownMap(path.maps["shown"]), clock=clock)
         meters = Meters((), below, path)
@@ -863,6 +864,7 @@ class Daemon:
             meters,
             gone=GONE,
             names=Names(below, path.cgroups, naming or Naming()),
+            hidden=hidden,
             most_workloads=most_workloads,
             births=self._births,
             clock=clock,

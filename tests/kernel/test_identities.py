@@ -80,13 +80,6 @@ class Daemons:
             found[of["unit"] or of["container"] or of["cgroup"]] += value
         return dict(+found)
 
-    def increases_by_kind(self, name: str) -> dict[tuple[str, str], int]:
-        """The same by protocol and family."""
-        found: Counter[tuple[str, str]] = Counter()
-        for of, value in self._increases(name):
-            found[of["protocol"], of["family"]] += value
-        return dict(+found)
-
     def _increases(self, name: str) -> Iterator[tuple[dict[str, str], int]]:
         page = Page(self._scrapes.increases("one"))
         for (counter, labels), value in page.samples.items():
@@ -190,30 +183,38 @@ KINDS: tuple[frozenset[str], ...] = (
 )
 
 
-def test_kinds_that_are_left_out(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
-    """Protocol and family are summed, whatever was told apart before; what was is shown on for a while."""
+def test_kinds_that_are_hidden(parent: Cgroup, below: CgroupRoot, netns: Netns, clock: Clock) -> None:
+    """Whatever was told apart before: what was shown is shown at once, and only what is new begins at 0."""
     truth: Counter[tuple[str, str]] = Counter()
     with attached(below) as path, new_cgroup(parent.path, "a") as cgroup:
-        daemons = Daemons(path, below, clock)
-
-        def talk(hidden: frozenset[str], number: int) -> None:
-            protocol = "" if "protocol" in hidden else "udp"
-            for kind, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-                name = protocol, "" if "family" in hidden else kind
-                truth[name] += send(netns, cgroup, number, family=family)
-
-        before = KINDS[0]
-        for number, hidden in enumerate(KINDS, 1):
-            talk(before, number)  # nobody has seen these yet
-            daemons.begin_with(Naming(hidden=hidden))
-            daemons.scrape()
-            talk(hidden, number)
-            page = daemons.scrape()
-            found = daemons.increases_by_kind("transmit_bytes")
-            assert found == truth
-            before = hidden
-        assert page.sum("transmit_bytes_total", cgroup="/a") == sum(truth.values())
+        for turn, hidden in enumerate(KINDS):
+            daemon = Daemon(path, below, clock, hidden=hidden)
+            assert shown_by_kind(daemon) == by_kind(truth, hidden)
+            truth["udp", "ipv4"] += send(netns, cgroup, 1 + turn)
+            if turn >= 3:  # where the family is shown
+                before = by_kind(truth, hidden)
+                truth["udp", "ipv6"] += send(netns, cgroup, 1 + turn, family=socket.AF_INET6)
+                if turn == 3:
+                    assert shown_by_kind(daemon) == {**before, ("", "ipv6"): 0}
+            shown_by_kind(daemon)
+            assert shown_by_kind(daemon) == by_kind(truth, hidden)
         assert_balanced(path, below)
+
+
+def by_kind(truth: Counter[tuple[str, str]], hidden: frozenset[str]) -> dict[tuple[str, str], int]:
+    found: Counter[tuple[str, str]] = Counter()
+    for (protocol, family), octets in truth.items():
+        kind = "" if "protocol" in hidden else protocol, "" if "family" in hidden else family
+        found[kind] += octets
+    return dict(found)
+
+
+def shown_by_kind(daemon: Daemon) -> dict[tuple[str, str], int]:
+    return {
+        (dict(labels)["protocol"], dict(labels)["family"]): int(value)
+        for (name, labels), value in Page(daemon.page()).samples.items()
+        if name == "sockledger_transmit_bytes_total" and ("cgroup", "/a") in labels
+    }
 
 
 ALL = ("/a/one", "/a/two", "/b/one")

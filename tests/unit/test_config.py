@@ -145,11 +145,21 @@ def test_networks_in_a_file_of_their_own(scratch: Path) -> None:
     assert errors_of(scratch, f"networks_file: {file}")[0].startswith(f"{file}:1: a[0]: ")
     scratch.write_text("a: [10.0.0.0/8]\nb:\n")
     assert load_networks(scratch) == {"a": (ip_network("10.0.0.0/8"),), "b": ()}
-    scratch.write_text("")
+    scratch.write_text("{}")
     assert load_networks(scratch) == {}
     scratch.write_text("a: [x]")
     with pytest.raises(ConfigError, match=r"x\.yml:1: a\[0\]: \"x\" is no network"):
         load_networks(scratch)
+    scratch.write_text("# nothing yet")
+    with pytest.raises(ConfigError, match=r"x\.yml:1: top level: nothing is there; allowed: \{\} for no"):
+        load_networks(scratch)
+
+
+def test_networks_in_a_pipe(tmp_path: Path) -> None:
+    """To open it would wait for somebody who writes."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe: is no regular file"):
+        load_networks(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1s", 1.0), ("24h", 86400.0)])
@@ -265,6 +275,16 @@ RULES = {
     "network with an address's bits": (
         "service_networks: [10.0.0.1/8]",
         '1: service_networks[0]: "10.0.0.1/8" is no network (10.0.0.1/8 has host bits set)',
+        "networks, such as 10.0.0.0/8 or 2001:db8::/32",
+    ),
+    "network of IPv4's addresses in IPv6's": (
+        'service_networks: ["::ffff:10.0.0.0/104"]',
+        '1: service_networks[0]: "::ffff:10.0.0.0/104" is for IPv4, whose packets have IPv4\'s addresses',
+        "networks, such as 10.0.0.0/8 or 2001:db8::/32",
+    ),
+    "network with a scope": (
+        'service_networks: ["fe80::%eth0/64"]',
+        '1: service_networks[0]: "fe80::%eth0/64" has a scope, which packets do not tell',
         "networks, such as 10.0.0.0/8 or 2001:db8::/32",
     ),
     "network of two classes": (

@@ -3,6 +3,7 @@
 import pytest
 from tests.unit.test_paths import BURSTABLE, ID, KIND, OTHER, UID, UID_, USER
 
+from sockledger.kernel.noted import fits
 from sockledger.workloads.naming import Naming, Workload, more_of
 from sockledger.workloads.paths import CONTAINER, LEAF, POD, UNIT, cut
 
@@ -87,15 +88,24 @@ def test_what_is_written_down_of_a_workload() -> None:
     )
 
 
-def test_kinds_that_are_left_out() -> None:
-    """A workload without them is another one; labels that it has for other reasons stay."""
-    naming = Naming(hidden=frozenset({"family", "unit"}))
-    shown = naming.shown(Workload("shop", more=more_of({"label_app": "web"})), "/a")
-    assert shown != Workload("shop", more=more_of({"label_app": "web"}))
-    assert shown.labels()[-1] == ("label_app", "web")
-    assert len(shown.labels()) == 6
-    assert (shown.leaves_out("family"), shown.leaves_out("protocol")) == (True, False)
-    assert not Workload().leaves_out("family")
+def test_labels_that_are_too_long() -> None:
+    """Those that could not be noted are left out, the longest first; others stay, and all names."""
+    named = Workload("shop", "web-0", "nginx")
+    labels = {"label_a": "x" * 63, "label_b": "\u0436" * 63, "annotation_c": "y" * 62, "label_d": "z"}
+    shown = Naming().shown(named._replace(more=more_of(labels)), "/a")
+    assert shown == named._replace(more=more_of(labels)), "each takes as much as it has in UTF-8"
+    more = {**labels, **{f"label_{number}": "v" * 62 for number in range(3)}}
+    shown = Naming().shown(named._replace(more=more_of(more)), "/a")
+    assert shown[:5] == named[:5]
+    left = dict(shown.labels()[5:])
+    assert left.items() <= more.items()
+    assert "label_d" in left
+    assert "label_b" not in left
+    assert fits(shown)
+
+
+def test_labels_that_are_not_utf8() -> None:
+    assert Workload(more=more_of({"label_a": "\ud800\0"})).labels()[5:] == [("label_a", "\\ud800\0")]
 
 
 def test_labels() -> None:

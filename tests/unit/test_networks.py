@@ -120,7 +120,7 @@ def test_what_could_not_be_put_is_put_later(tmp_path: Path, caplog: pytest.LogCa
     """A minute later, or at once if the file changes again."""
     kernel, clock = Kernel(), Clock()
     file = tmp_path / "file"
-    file.write_text("")
+    file.write_text("{}")
     networks = PeerNetworks({}, [], kernel.put, file, load_networks, clock=clock)
     for turn, text in enumerate(("a: [10.0.0.0/8]", "b: [10.0.0.0/16]"), 1):
         file.write_text(text)

@@ -387,6 +387,21 @@ def test_tokens_that_are_replaced(
     assert not caplog.records
 
 
+def test_another_reason(api: Api, watching: Watching, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is told of, once in a row."""
+    for answer in ((403, FORBIDDEN), (500, b"{}")):
+        api.list_answer = answer
+        if answer[0] == 403:
+            watch = watching()
+        lists = api.lists
+        eventually(lambda lists=lists: api.lists > lists + 3)  # type: ignore[misc]
+    said = [str(each.error) for each in caplog.records if each.name == module.__name__]  # type: ignore[attr-defined]
+    assert len(said) == 2
+    assert "forbidden" in said[0]
+    assert "500" in said[1]
+    assert not watch.answers
+
+
 @pytest.mark.parametrize("content", [None, "", "[", "a: b", "clusters: []\ncontexts: []", "\0"])
 def test_no_kubeconfig(tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture) -> None:
     """It may come."""

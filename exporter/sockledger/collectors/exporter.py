@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sockledger import __version__
 from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
 FLUSH_DURATION = Metric(
@@ -65,9 +66,11 @@ _NO_LABELS = Series([])
 class Exporter:
     """Families about the daemon. *config_ok* tells of the last reload."""
 
-    def __init__(self, ledger: Ledger, config_ok: Callable[[], bool]) -> None:
+    def __init__(self, ledger: Ledger, births: Births, config_ok: Callable[[], bool]) -> None:
         self._config_ok = config_ok
         self._ledger = ledger
+        self._births = births
+        self._reasons: dict[str, Series] = {}
         self._build = Series([("version", __version__), ("python_version", platform.python_version())])
 
     def collect(self) -> list[Family]:
@@ -77,7 +80,7 @@ class Exporter:
             Family(FLUSH_DURATION, [(_NO_LABELS, books.seconds)]),
             Family(
                 LOST_UPDATES,
-                [(Series([("reason", reason)]), updates) for reason, updates in books.lost_updates.items()],
+                [(self._reason(reason), updates) for reason, updates in books.lost_updates.items()],
             ),
             Family(WORKLOADS, [(_NO_LABELS, len({account.workload for account in books.accounts}))]),
             Family(OVER_LIMIT, [(_NO_LABELS, books.over_limit)]),
@@ -85,3 +88,8 @@ class Exporter:
             Family(CONFIG_RELOAD, [(_NO_LABELS, int(self._config_ok()))]),
             Family(BUILD_INFO, [(self._build, 1)]),
         ]
+
+    def _reason(self, reason: str) -> Series:
+        if reason not in self._reasons:
+            self._reasons[reason] = self._births.series(LOST_UPDATES.name, [("reason", reason)], table="lost")
+        return self._reasons[reason]

@@ -1,8 +1,10 @@
 """Traffic per workload, and its proof: what double entry found missing."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.kernel.sums import Traffic
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Account, Ledger
 from sockledger.workloads.naming import Workload
@@ -38,12 +40,17 @@ METRICS = (*TRAFFIC, UNATTRIBUTED, OVERCOUNTED)
 
 
 class TrafficCollector:
-    """Families from the ledger's accounts."""
+    """Families from the ledger's accounts.
+
+    Where protocol or family is hidden a series shows several accounts. Births are the accounts', so what was
+    shown is known, whichever of both is hidden the next time.
+    """
 
     def __init__(self, ledger: Ledger, births: Births) -> None:
         self._ledger = ledger
         self._births = births
-        self._series: dict[Workload, dict[Account, Series]] = births.by_workload()
+        self._accounts: dict[Workload, dict[Account, Series]] = births.by_workload()
+        self._sums: dict[Workload, dict[Account, Series]] = births.by_workload()
         self._directions = [
             births.series(UNATTRIBUTED.name, [("direction", name)], table="reconciliation")
             for name in ("receive", "transmit")
@@ -52,6 +59,8 @@ class TrafficCollector:
     def collect(self) -> Iterable[Family]:
         """Return all families of `METRICS`."""
         rows = [(self._of(account), traffic) for account, traffic in self._ledger.books.accounts.items()]
+        if self._ledger.hidden:
+            rows = self._summed(rows)
         for index, metric in enumerate(TRAFFIC):
             yield Family(metric, [(series, traffic[index]) for series, traffic in rows])
         found = self._ledger.reconciliation
@@ -60,14 +69,28 @@ class TrafficCollector:
             yield Family(metric, list(zip(self._directions, values, strict=True)))
 
     def _of(self, account: Account) -> Series:
-        of_workload = self._series.setdefault(account.workload, {})
+        of_workload = self._accounts.setdefault(account.workload, {})
         series = of_workload.get(account)
         if series is None:
-            labels = [
-                *account.workload.labels(),
-                ("protocol", account.protocol),
-                ("family", account.family),
-            ]
-            series = self._births.series(TRAFFIC[0].name, labels, account.workload)
+            series = self._births.series(TRAFFIC[0].name, _labels(account), account.workload)
             of_workload[account] = series
         return series
+
+    def _summed(self, rows: list[tuple[Series, Traffic]]) -> list[tuple[Series, Traffic]]:
+        """Return one row for all accounts that are shown alike: as young as the oldest of them."""
+        hidden: dict[str, Any] = dict.fromkeys(self._ledger.hidden, "")
+        sums: dict[Account, Traffic] = {}
+        oldest: dict[Account, int] = {}
+        for account, (series, traffic) in zip(self._ledger.books.accounts, rows, strict=True):
+            shown = account._replace(**hidden)
+            sums[shown] = traffic.plus(sums[shown]) if shown in sums else traffic
+            oldest[shown] = min(series.number, oldest.get(shown, series.number))
+        for shown, number in oldest.items():
+            of_workload = self._sums.setdefault(shown.workload, {})
+            if shown not in of_workload:
+                of_workload[shown] = Series(_labels(shown), number)
+        return [(self._sums[shown.workload][shown], traffic) for shown, traffic in sums.items()]
+
+
+def _labels(account: Account) -> list[tuple[str, str]]:
+    return [*account.workload.labels(), ("protocol", account.protocol), ("family", account.family)]

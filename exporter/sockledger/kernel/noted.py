@@ -13,6 +13,7 @@ from sockledger.kernel.libbpf import Map
 logger = logging.getLogger(__name__)
 
 VALUES = 6  # that a workload is told apart by
+_LABELS_BYTES = 428  # for these, with what is between them: LABELS_BYTES in bpf/kept.h
 
 # For a cgroup's `removed`: its sums are not kept, and it is not shown any more.
 ENDED = (1 << 64) - 1
@@ -105,7 +106,6 @@ class KeptLabelSets:
         self._table = table
         self.room = room
         self._key, self._value = table.key.struct, table.value.struct
-        self._labels_bytes = table.value.field("labels").size
 
     def all(self) -> dict[int, KeptLabelSet]:
         """Return them by id."""
@@ -114,13 +114,9 @@ class KeptLabelSets:
             for label_set_id, (seen, left, labels) in _entries(self._table)
         }
 
-    def fits(self, labels: tuple[str, ...]) -> bool:
-        """Whether a label set is not too long."""
-        return len(_joined(labels)) <= self._labels_bytes
-
     def make(self, label_set_id: int, each: KeptLabelSet) -> bool:
         """Write a label set that is not there; return whether there was room for it."""
-        return self.fits(each.labels) and self._table.make(self._key.pack(label_set_id), self._pack(each))
+        return fits(each.labels) and self._table.make(self._key.pack(label_set_id), self._pack(each))
 
     def update(self, label_set_id: int, each: KeptLabelSet) -> None:
         """Write one that is there anew."""
@@ -147,9 +143,8 @@ class CgroupLabels:
 
     def note(self, cgroup_id: int, labels: tuple[str, ...]) -> None:
         """Note what a cgroup is shown as; if that is too long, nothing. OSError if there is no memory."""
-        joined = _joined(labels)
-        if len(joined) <= self._value.size:
-            self._table.update(self._key.pack(cgroup_id), self._value.pack(joined))
+        if fits(labels):
+            self._table.update(self._key.pack(cgroup_id), self._value.pack(_joined(labels)))
         else:
             self.forget(cgroup_id)
 
@@ -157,6 +152,11 @@ class CgroupLabels:
         """Delete a cgroup, if it is there."""
         with suppress(FileNotFoundError):
             self._table.delete(self._key.pack(cgroup_id))
+
+
+def fits(labels: tuple[str, ...]) -> bool:
+    """Whether values are not too long to be noted."""
+    return len(_joined(labels)) <= _LABELS_BYTES
 
 
 def _entries(table: Map) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,6 +46,9 @@ class Account(NamedTuple):
     workload: Workload
     protocol: str
     family: str
+
+
+KINDS = Account._fields[1:]
 
 
 class AttachPoint(NamedTuple):
@@ -92,6 +95,7 @@ class Ledger:
         *,
         gone: float = 600.0,
         names: Names | None = None,
+        hidden: Collection[str] = (),
         most_workloads: int = sys.maxsize,
         births: Births | None = None,
         clock: Callable[[], int] = boottime,
@@ -99,9 +103,11 @@ class Ledger:
         """*gone*: for so many seconds a cgroup that is gone is shown on, by *clock*, in nanoseconds.
 
         Of workloads, as *names* has them, there are at most *most_workloads*; others count as `OVERFLOW`.
+        Of `KINDS` those that are *hidden* are not shown.
         *births* are told whose sums have ended, and know what scrapers have seen.
         """
         self.datapath = datapath
+        self.hidden = frozenset(hidden).intersection(KINDS)
         self._births = births or Births({}, clock=clock)
         have_seen = self._births.scrapers.have_seen
         self.ports = Ports(datapath, gone, self._births, clock)
@@ -244,11 +250,7 @@ class Ledger:
         rows += [(OVERFLOW, *kind, traffic) for kind, traffic in overflow.items() if any(traffic)]
         accounts: dict[Account, Traffic] = {}
         for workload, protocol, family, traffic in rows:
-            account = Account(
-                workload,
-                "" if workload.leaves_out("protocol") else protocols[protocol],
-                "" if workload.leaves_out("family") else families[family],
-            )
+            account = Account(workload, protocols[protocol], families[family])
             accounts[account] = traffic.plus(accounts[account]) if account in accounts else traffic
         return accounts
 

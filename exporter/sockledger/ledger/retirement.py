@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from sockledger.kernel.datapath import DataPath
-from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup
+from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup, fits
 from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.scrapers import RECENT
 from sockledger.workloads.naming import OVERFLOW, Workload
@@ -347,7 +347,7 @@ class Retirement:
         """
         label_set = label_set_id(workload)
         new = label_set not in self._label_sets
-        if new and (len(self._label_sets) >= self._datapath.label_sets.room or not self._fits(workload)):
+        if new and (len(self._label_sets) >= self._datapath.label_sets.room or not fits(workload)):
             return {LABEL_SETS}
         if full := self._make_rows(rows, label_set):
             return full
@@ -377,9 +377,6 @@ class Retirement:
         for table, key, _ in rows:
             self._datapath.kept[table].move(key, (host, *key[1:]))
         return True
-
-    def _fits(self, workload: Workload) -> bool:
-        return self._datapath.label_sets.fits(workload)
 
     def _make_room(
         self,
@@ -430,10 +427,10 @@ class Retirement:
             workload = shown[number]
             # who is not released may count again, and does not end
             others = cgroups[workload] - {number} - (set() if number in released else released)
-            fits = self._fits(workload)
-            if not full or (fits and any(leaving[table] > 0 for table in full)):
+            short_enough = fits(workload)
+            if not full or (short_enough and any(leaving[table] > 0 for table in full)):
                 leaving.subtract(full)  # at a later flush there is room
-            elif fits and end_one(full):
+            elif short_enough and end_one(full):
                 pass
             elif others:
                 # its end has to be noted: best if its name is

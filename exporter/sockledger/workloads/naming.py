@@ -3,12 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
 
+from sockledger.kernel.noted import fits
 from sockledger.workloads.paths import LEAF, Identity, identify
 
 
@@ -27,12 +28,7 @@ class Workload(NamedTuple):
 
     def labels(self) -> list[tuple[str, str]]:
         """Return names and values."""
-        more = [each for each in _parsed(self.more).items() if each[0] != _LEFT_OUT]
-        return [*zip(LABELS, self, strict=False), *more]
-
-    def leaves_out(self, label: str) -> bool:
-        """Whether a label that some metrics have beside these, of `KINDS`, is left empty."""
-        return bool(self.more) and label in _parsed(self.more).get(_LEFT_OUT, "").split(",")
+        return [*zip(LABELS, self, strict=False), *_parsed(self.more).items()]
 
     def texts(self) -> tuple[str, ...]:
         """Return what hashes of it are made of, which are the same in every version."""
@@ -40,9 +36,6 @@ class Workload(NamedTuple):
 
 
 LABELS = Workload._fields[:-1]  # of every workload
-KINDS = ("protocol", "family")  # of traffic
-_LEFT_OUT = ""  # no label's name
-
 
 OVERFLOW = Workload(cgroup="other")  # totals that found their map full, and what is not told apart
 UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
@@ -50,14 +43,12 @@ UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked,
 _ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
 
 
-def more_of(labels: Mapping[str, str], left_out: Collection[str] = ()) -> str:
-    """Return labels beside `LABELS` as one text without NULs, the same for the same ones; empty for none.
-
-    With it what is *left_out* of `KINDS`: a workload without them is another one, so that no counter that
-    was shown with them falls, or begins with what they had, when that changes.
-    """
-    written = {**labels, _LEFT_OUT: ",".join(sorted(left_out))} if left_out else labels
-    return json.dumps(written, sort_keys=True, separators=(",", ":")) if written else ""
+def more_of(labels: Mapping[str, str]) -> str:
+    """Return labels beside `LABELS` as one text without NULs, the same for the same ones; empty for none."""
+    if not labels:
+        return ""
+    valid = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in labels.items()}
+    return json.dumps(valid, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @lru_cache(maxsize=4096)
@@ -99,12 +90,20 @@ class Naming:
         """Return a workload as it is shown: where nothing better names it, by its path."""
         if self.with_path or not any(workload):
             workload = workload._replace(cgroup=path)
-        shown = Workload(
-            *("" if name in self.hidden else label_value(text) for name, text in workload._asdict().items())
-        )
-        if left_out := self.hidden.intersection(KINDS):
-            shown = shown._replace(more=more_of(_parsed(shown.more), left_out))
-        return shown
+        shown = {name: "" if name in self.hidden else label_value(getattr(workload, name)) for name in LABELS}
+        return _fitted(workload._replace(**shown))
+
+
+def _fitted(workload: Workload) -> Workload:
+    """Return a workload without the longest of those labels for which there is no room to note them.
+
+    What the next daemon does not know again would be shown twice.
+    """
+    while workload.more and not fits(workload):
+        more = dict(_parsed(workload.more))
+        del more[max(more, key=lambda name: (len(name) + len(more[name]), name))]
+        workload = workload._replace(more=more_of(more))
+    return workload
 
 
 def _matches_any(path: str, globs: Sequence[str]) -> bool:

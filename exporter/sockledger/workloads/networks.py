@@ -67,6 +67,7 @@ class PeerNetworks:
             self._identity = _identity(file)
             self._classes = load(file)
         self._refresh()
+        self._told: Collection[str] = ()
 
     @property
     def as_configured(self) -> bool:
@@ -96,6 +97,15 @@ class PeerNetworks:
             if str(error) != self._complaint:
                 logger.error("networks stay as they are", extra={"error": str(error)})  # noqa: TRY400
             self._complaint = str(error)
+        if self._without_room and self._without_room != self._told:
+            logger.error(
+                "no room for all classes of networks, for names stay with their counts: these count as other",
+                extra={
+                    "classes": ", ".join(sorted(self._without_room)[:_MOST_SHOWN]),
+                    "number": len(self._without_room),
+                },
+            )
+        self._told = self._without_room
         now = self._clock()
         again = _RETRY_SECONDS if self._stale or self._without_room else _PAUSE * (now - began)
         self._not_before = now + again
@@ -121,11 +131,6 @@ class PeerNetworks:
         without_room = self._put(networks)
         if networks != self._networks:
             logger.info("networks in use", extra={"networks": len(networks)})
-        if without_room and without_room != self._without_room:
-            logger.error(
-                "no room for all classes of networks, for names stay with their counts: these count as other",
-                extra={"classes": ", ".join(sorted(without_room)[:_MOST_SHOWN]), "number": len(without_room)},
-            )
         self._networks, self._without_room = networks, without_room
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection
 from ipaddress import ip_address, ip_network
 from socket import AF_NETLINK, NETLINK_ROUTE, SOCK_NONBLOCK, SOCK_RAW, socket
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -86,6 +87,7 @@ class NodeNetworks:
         self._dumps.close()
 
 
-def _leads_on(route: object) -> bool:
-    """Whether what a route leads to is not on the link."""
-    return any(route.get(name) for name in ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH"))  # type: ignore[attr-defined]
+def _leads_on(route: Any) -> bool:
+    """Whether a route leads beyond the link, or does not say (net.ipv4.nexthop_compat_mode)."""
+    beyond = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH")
+    return not route.get("RTA_OIF") or any(route.get(name) for name in beyond)

@@ -64,6 +64,7 @@ class PodWatch:
         """Without a *node* nobody is asked; without a *kubeconfig* as the service account of our own pod."""
         self.on = bool(node)
         self.answers = True  # as far as is known
+        self._reason = ""  # why it does not
         self._node = node
         self._kubeconfig = kubeconfig
         self._labels = {key: label_name("label", key) for key in labels}
@@ -100,12 +101,13 @@ class PodWatch:
             try:
                 self._follow()
             except Exception as error:
-                if self.answers:
+                reason = _line(error)
+                if self.answers or reason != self._reason:
                     logger.warning(
-                        "what the Kubernetes API said of pods may be out of date: it does not answer",
-                        extra={"error": _line(error)},
+                        "what the Kubernetes API said of pods may be out of date: it tells nothing now",
+                        extra={"error": reason},
                     )
-                self.answers = False
+                self.answers, self._reason = False, reason
             if time.monotonic() - start > RETRY_SECONDS:
                 retry = PACE_SECONDS
             time.sleep(random.uniform(retry / 2, retry))  # noqa: S311
@@ -142,4 +144,7 @@ class PodWatch:
 def _line(error: Exception) -> str:
     """Return what is wrong, in a line that is not too long: a client's may show all of an answer."""
     text = str(error).split("\n")[0][:_MOST_OF_ERRORS]
-    return printable(text) or type(error).__name__
+    if text in ("", "None"):  # an answer that says nothing but its status
+        status = getattr(getattr(error, "response", None), "status_code", "")
+        return f"{type(error).__name__} {status}".rstrip()
+    return printable(text)
