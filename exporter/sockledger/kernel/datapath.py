@@ -598,11 +598,12 @@ class DataPath:
     def _node_rows(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Yield the numbers of classes that the node's TCP figures are not all 0 of, with these."""
         table = self.maps["node_totals"]
+        size, nothing = table.value_size, bytes(table.value_size)
         for keys, values in table.batches(256):
-            rows = table.value.unpack_all(values)
-            for (number,), row in zip(struct.iter_unpack("=I", keys), rows, strict=True):
-                if any(row):
-                    yield number, row
+            for position, (number,) in enumerate(struct.iter_unpack("=I", keys)):
+                row = values[position * size : (position + 1) * size]
+                if row != nothing:
+                    yield number, table.value.struct.unpack(row)
 
     def node_totals(self) -> Mapping[str, Mapping[str, int]]:
         """Return what is counted of the whole node's TCP, by class of peers and member of struct node_totals.

@@ -76,9 +76,8 @@ class Networks:
         counted = set(self._counted())
         if len(numbers) + len(new) > table.max_entries:
             self._forget(counted, classes)
-        free = (
-            number for number in range(2, table.max_entries + 2) if number not in {*self._names, *counted}
-        )
+        taken = {*self._names, *counted}
+        free = (number for number in range(_OTHER_NUMBER + 1, table.max_entries + 2) if number not in taken)
         for name, number in zip(new, free, strict=False):
             if not table.make(table.key.struct.pack(number), table.value.struct.pack(name.encode())):
                 break
