@@ -115,8 +115,7 @@ static __always_inline __u32 class_of(const struct address *address)
 	const struct network_class *found;
 	void *trie = only_entry(&networks);
 
-	/* the flush of TCP sleeps, and no grace period waits for it: it is the thread that replaces networks
-	 */
+	/* no grace period waits for TCP's flush, which may sleep: it runs where networks are replaced */
 	if (!trie)
 		return CLASS_OTHER;
 	key.address = *address;

@@ -1,7 +1,9 @@
 """What a user may set, checked: the YAML file, key by key, and the flags of ``run``."""
 
 import difflib
+import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -187,8 +189,6 @@ def load(path: Path | None) -> Config:
 
 def load_networks(path: Path) -> Mapping[str, tuple[Network, ...]]:
     """Return the networks in the file *path*, by class; raise `ConfigError`."""
-    if path.exists() and not path.is_file():  # to open a pipe would wait for its other end
-        raise ConfigError(f"{printable(str(path))}: is no regular file; give a YAML file")
     none: Mapping[str, tuple[Network, ...]] = {}
     networks, problems = _load(path, _NETWORKS, none)
     if networks is none:  # as while somebody writes it
@@ -215,10 +215,17 @@ def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
         raise ConfigError("\n".join(f"{file}:{line}: {problem}" for line, problem in problems))
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe, too, without waiting for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read(path: Path, file: str) -> str:
     """Return the text of *path*, called *file* in errors."""
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=_open_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigError(f"{file}: is no regular file; give a YAML file")
             content = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; give a readable YAML file") from None

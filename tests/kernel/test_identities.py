@@ -35,7 +35,7 @@ from tests.scrapes import Scrapes
 
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
-from sockledger.kernel.noted import CgroupLabels
+from sockledger.kernel.noted import LABELS_BYTES, CgroupLabels
 from sockledger.ledger.ledger import Ledger
 from sockledger.workloads.naming import Naming, Workload
 
@@ -172,6 +172,12 @@ def test_killed_at_any_call(
         names = daemons.increases("transmit_bytes").keys()
         assert names == {"client", "server", "cell", "c", "s", "/client", "/server", "/cell"}
         assert_balanced(path, below)
+
+
+def test_room_for_labels(below: CgroupRoot) -> None:
+    with attached(below) as path:
+        for name in ("label_sets", "cgroup_labels"):
+            assert path.maps[name].value.field("labels").size == LABELS_BYTES
 
 
 KINDS: tuple[frozenset[str], ...] = (

@@ -74,6 +74,28 @@ def test_come_and_go(netns: Netns) -> None:
         assert not host.have_changed(), "routes are nothing to it"
 
 
+def test_routes_that_go_with_their_link(netns: Netns) -> None:
+    """Of IPv4's nobody is told."""
+    netns.run(
+        "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"
+    )
+    with netns.entered():
+        node = NodeNetworks([SUBNET])
+    with closing(node):
+        for end in ("down", "del"):
+            if end == "down":
+                netns.run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "far")
+            netns.run("ip", "link", "set", "uplink", "up")
+            netns.run("ip", "route", "add", "203.0.113.5/32", "dev", "uplink")
+            eventually(node.have_changed)
+            assert networks(node) == {"203.0.113.5/32": SUBNET}
+            while node.have_changed():
+                pass
+            netns.run("ip", "link", *(("set", "uplink", "down") if end == "down" else ("del", "uplink")))
+            eventually(node.have_changed)
+            assert networks(node) == {}
+
+
 def test_netlink_that_fails(netns: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise NetlinkError(errno.EBUSY)

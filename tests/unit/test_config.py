@@ -158,8 +158,14 @@ def test_networks_in_a_file_of_their_own(scratch: Path) -> None:
 def test_networks_in_a_pipe(tmp_path: Path) -> None:
     """To open it would wait for somebody who writes."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="pipe: is no regular file"):
-        load_networks(tmp_path / "pipe")
+    for read in (load, load_networks):
+        with pytest.raises(ConfigError, match="pipe: is no regular file"):
+            read(tmp_path / "pipe")
+
+
+def test_networks_in_a_file_with_a_name_that_is_too_long(scratch: Path) -> None:
+    (error,) = errors_of(scratch, f"networks_file: /{'a' * 300}")
+    assert "cannot be read: File name too long" in error
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1s", 1.0), ("24h", 86400.0)])
@@ -677,7 +683,14 @@ def test_directory(tmp_path: Path) -> None:
 def test_endless_file() -> None:
     with pytest.raises(ConfigError) as caught:
         load(Path("/dev/zero"))
-    assert str(caught.value) == "/dev/zero: is larger than 1 MiB; give a smaller YAML file"
+    assert str(caught.value) == "/dev/zero: is no regular file; give a YAML file"
+
+
+def test_large_file(scratch: Path) -> None:
+    scratch.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError) as caught:
+        load(scratch)
+    assert str(caught.value) == f"{scratch}: is larger than 1 MiB; give a smaller YAML file"
 
 
 def test_not_utf8(scratch: Path) -> None:

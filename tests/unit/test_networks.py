@@ -20,9 +20,11 @@ class Kernel:
     def __init__(self) -> None:
         self.puts: list[Mapping[str, str]] = []
         self.error: OSError | None = None
+        self.asked = 0
         self.without_room: set[str] = set()
 
     def put(self, networks: Mapping[Network, str]) -> set[str]:
+        self.asked += 1
         if self.error:
             raise self.error
         self.puts.append({str(network): name for network, name in networks.items()})
@@ -117,27 +119,28 @@ class Clock:
 
 
 def test_what_could_not_be_put_is_put_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A minute later, or at once if the file changes again."""
+    """More and more seldom, each minute in the end, or at once if the file changes again."""
     kernel, clock = Kernel(), Clock()
     file = tmp_path / "file"
     file.write_text("{}")
     networks = PeerNetworks({}, [], kernel.put, file, load_networks, clock=clock)
-    for turn, text in enumerate(("a: [10.0.0.0/8]", "b: [10.0.0.0/16]"), 1):
-        file.write_text(text)
-        kernel.error = OSError(12, f"no memory {turn}")
-        for _ in range(3):
-            networks.look()
-        kernel.error = None
-        if turn == 1:
-            clock.now += 59
-            networks.look()
-            assert len(kernel.puts) == 1
-            clock.now += 1
-        else:
-            file.write_text(f"# again\n{text}")
+    kernel.error = OSError(12, "no memory")
+    file.write_text("a: [10.0.0.0/8]")
+    tries = []
+    while clock.now < 300:
+        asked = kernel.asked
         networks.look()
-    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}, {**EVERYBODYS, "10.0.0.0/16": "b"}]
-    assert caplog.text.count("networks stay as they are") == 2
+        tries += [clock.now] * (kernel.asked - asked)
+        clock.now += 1
+    assert tries == [0, 2, 6, 14, 30, 62, 122, 182, 242]
+    file.write_text("# again\na: [10.0.0.0/8]")
+    networks.look()
+    assert (kernel.asked - 1, len(kernel.puts)) == (len(tries) + 1, 1)
+    kernel.error = None
+    clock.now += 60
+    networks.look()
+    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}]
+    assert caplog.text.count("networks stay as they are") == 1
 
 
 def test_classes_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,7 +149,8 @@ def test_classes_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     file = tmp_path / "file"
     file.write_text("a: [10.0.0.0/8]\nb: [10.1.0.0/16]")
     kernel.without_room = {"b"}
-    networks = PeerNetworks({}, [], kernel.put, file, load_networks, clock=clock)
+    node = Node()
+    networks = PeerNetworks({}, [], kernel.put, file, load_networks, node, clock=clock)  # type: ignore[arg-type]
     states = [networks.as_configured]
     for puts in (2, 3):
         clock.now += 60
@@ -154,12 +158,16 @@ def test_classes_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
             networks.look()
         assert len(kernel.puts) == puts
     assert caplog.text.count("no room for all classes of networks") == 1
+    node.now, node.changed = {"192.0.2.9/32": "host"}, True
+    networks.look()
+    assert "192.0.2.9/32" in kernel.puts[-1], "that waits for nobody"
+    node.changed = False
     kernel.without_room = set()
     clock.now += 60
     for _ in range(3):
         networks.look()
     assert [*states, networks.as_configured] == [False, True]
-    assert len(kernel.puts) == 4
+    assert len(kernel.puts) == 5
 
 
 def test_a_node_that_takes_long(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Traffic per workload, and its proof: what double entry found missing."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.kernel.sums import Traffic
@@ -78,11 +77,15 @@ class TrafficCollector:
 
     def _summed(self, rows: list[tuple[Series, Traffic]]) -> list[tuple[Series, Traffic]]:
         """Return one row for all accounts that are shown alike: as young as the oldest of them."""
-        hidden: dict[str, Any] = dict.fromkeys(self._ledger.hidden, "")
+        hidden = self._ledger.hidden
         sums: dict[Account, Traffic] = {}
         oldest: dict[Account, int] = {}
         for account, (series, traffic) in zip(self._ledger.books.accounts, rows, strict=True):
-            shown = account._replace(**hidden)
+            shown = Account(
+                account.workload,
+                "" if "protocol" in hidden else account.protocol,
+                "" if "family" in hidden else account.family,
+            )
             sums[shown] = traffic.plus(sums[shown]) if shown in sums else traffic
             oldest[shown] = min(series.number, oldest.get(shown, series.number))
         for shown, number in oldest.items():

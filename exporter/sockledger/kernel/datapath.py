@@ -582,14 +582,18 @@ class DataPath:
     def _peers_counted(self) -> set[int]:
         """Return the numbers of all classes that something is counted by.
 
-        Seats before totals, where what they have pending goes.
+        Seats before totals, where what they have pending goes; and after programs of before, which may still
+        have run when they were replaced.
         """
+        self.grace_period()
         seats = self.maps["sockets"]
-        at, size = seats.value.field("peer").offset, seats.value_size
+        owner, peer = (seats.value.field(name).offset for name in ("owner", "peer"))
+        size, free = seats.value_size, bytes(8)
         found = {
-            int.from_bytes(values[start + at : start + at + 4], sys.byteorder)
+            int.from_bytes(values[start + peer : start + peer + 4], sys.byteorder)
             for _, values in seats.batches()
             for start in range(0, len(values), size)
+            if values[start + owner : start + owner + 8] != free
         }
         found.update(key.peer for key, _ in self.totals())
         found.update(number for number, _ in self._node_rows())

@@ -57,11 +57,11 @@ class Networks:
                 made.update(_key(network), number.to_bytes(4, sys.byteorder))
             # returns after a grace period: whoever reads the next generation finds these networks
             self._maps["networks"].update(_FIRST, made.fd.to_bytes(4, sys.byteorder))
+            self._maps["networks_state"].update(_FIRST, boottime().to_bytes(8, sys.byteorder))
         except OSError:
             made.close()
             raise
-        self._maps["networks_state"].update(_FIRST, boottime().to_bytes(8, sys.byteorder))
-        # not before: up to 6.1.74 a map in a map is freed at once when nobody else has it (CVE-2023-52447)
+        # not before: older kernels free a map in a map at once when nobody else has it (CVE-2023-52447)
         self.close()
         self._in_use = made
         self._classes = classes

@@ -13,7 +13,7 @@ from sockledger.kernel.libbpf import Map
 logger = logging.getLogger(__name__)
 
 VALUES = 6  # that a workload is told apart by
-_LABELS_BYTES = 428  # for these, with what is between them: LABELS_BYTES in bpf/kept.h
+LABELS_BYTES = 432  # for these, with what is between them, as in bpf/kept.h
 
 # For a cgroup's `removed`: its sums are not kept, and it is not shown any more.
 ENDED = (1 << 64) - 1
@@ -156,7 +156,7 @@ class CgroupLabels:
 
 def fits(labels: tuple[str, ...]) -> bool:
     """Whether values are not too long to be noted."""
-    return len(_joined(labels)) <= _LABELS_BYTES
+    return len(_joined(labels)) <= LABELS_BYTES
 
 
 def _entries(table: Map) -> Iterator[tuple[int, tuple[Any, ...]]]:

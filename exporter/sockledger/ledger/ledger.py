@@ -107,7 +107,7 @@ class Ledger:
         *births* are told whose sums have ended, and know what scrapers have seen.
         """
         self.datapath = datapath
-        self.hidden = frozenset(hidden).intersection(KINDS)
+        self.hidden = frozenset(hidden)
         self._births = births or Births({}, clock=clock)
         have_seen = self._births.scrapers.have_seen
         self.ports = Ports(datapath, gone, self._births, clock)

@@ -26,9 +26,8 @@ BUILT_IN = (LOOPBACK, SERVICE, HOST, SUBNET, OTHER, UNKNOWN)
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-# A change is seen by the next look, but after a refresh that took long, so many times as long is for others.
-_PAUSE = 10
-_RETRY_SECONDS = 60.0
+_PAUSE = 10  # after a refresh so many times as long as it took is for others
+_RETRY_SECONDS = 60.0  # at most, after one that failed, or found no room
 _MOST_SHOWN = 5  # in one line
 
 
@@ -60,14 +59,15 @@ class PeerNetworks:
         self._identity: tuple[int, ...] | None = None
         self._networks: Mapping[Network, str] = {}
         self._without_room: Collection[str] = ()
+        self._told: Collection[str] = ()
         self._stale = False
-        self._not_before = 0.0
+        self._next = self._retry = 0.0
         self._complaint = ""
+        self._failures = 0
         if file:
             self._identity = _identity(file)
             self._classes = load(file)
         self._refresh()
-        self._told: Collection[str] = ()
 
     @property
     def as_configured(self) -> bool:
@@ -82,21 +82,31 @@ class PeerNetworks:
             try:
                 self._classes = self._load(self._file)
                 self._file_ok = self._stale = True
-                self._not_before = 0.0
+                self._next = 0.0
             except UserError as error:
                 logger.error("networks refused, going on with the old ones", extra={"error": str(error)})  # noqa: TRY400
                 self._file_ok = False
         began = self._clock()
-        if began < self._not_before or not (self._stale or self._without_room):
+        if not (self._stale and began >= self._next) and not (self._without_room and began >= self._retry):
             return
         try:
             self._refresh()
-            self._complaint = ""
-            self._stale = False
         except OSError as error:
             if str(error) != self._complaint:
                 logger.error("networks stay as they are", extra={"error": str(error)})  # noqa: TRY400
             self._complaint = str(error)
+            self._failures += 1
+            pause = min(2.0**self._failures, _RETRY_SECONDS)
+        else:
+            self._complaint = ""
+            self._failures = 0
+            self._stale = False
+            self._retry = began + _RETRY_SECONDS
+            self._tell_of_room()
+            pause = _PAUSE * (self._clock() - began)
+        self._next = self._clock() + pause
+
+    def _tell_of_room(self) -> None:
         if self._without_room and self._without_room != self._told:
             logger.error(
                 "no room for all classes of networks, for names stay with their counts: these count as other",
@@ -106,9 +116,6 @@ class PeerNetworks:
                 },
             )
         self._told = self._without_room
-        now = self._clock()
-        again = _RETRY_SECONDS if self._stale or self._without_room else _PAUSE * (now - began)
-        self._not_before = now + again
 
     def close(self) -> None:
         """Let go of the node's."""

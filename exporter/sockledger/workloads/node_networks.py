@@ -17,6 +17,7 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_IPV4_ROUTE,
     RTMGRP_IPV6_IFADDR,
     RTMGRP_IPV6_ROUTE,
+    RTMGRP_LINK,
 )
 
 from sockledger.errors import UserError
@@ -27,7 +28,7 @@ from sockledger.workloads.networks import HOST, SUBNET
 _MAIN_TABLE, _UNICAST = 254, 1
 _GROUPS = {
     HOST: RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR,
-    SUBNET: RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE,
+    SUBNET: RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_LINK,  # IPv4's go with a link, silently
 }
 
 
