@@ -496,3 +496,18 @@ def test_named_by_the_server_where_there_are_no_links(tmp_path: Path) -> None:
 
 def test_who_is_no_pod_is_not_waited_for(tmp_path: Path) -> None:
     assert Node(tmp_path, Told(), "/a").resolve() == (Workload(cgroup="/a"), False)
+
+
+def test_labels_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The longest are left out, and that is told once for each pod."""
+    link(tmp_path, "nginx", ID)
+    long = {f"label_{number}": str(number) * 63 for number in range(6)}
+    watch = Told(**{UID: WEB._replace(more=more_of({"label_app": "web", **long}))})
+    node = Node(tmp_path, watch)
+    for change in range(2):
+        named, _ = node.resolve()
+        assert named
+        assert dict(named.labels()).items() >= {"pod": "web-0", "label_app": "web"}.items()
+        watch.tell({UID: WEB._replace(more=more_of({"label_app": "web", **long, "label_x": str(change)}))})
+    said = [each.getMessage() for each in caplog.records]
+    assert said == ["a pod's labels are too long together: the longest are left out"]

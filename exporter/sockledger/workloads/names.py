@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 HIERARCHY = 1  # the id of the hierarchy's root, and of the kernel's own packets
 WAIT_SECONDS = 5.0  # for the name of a new container
+_MOST_TOLD = 1000
 
 
 class CgroupNotes(Protocol):
@@ -67,6 +68,7 @@ class Names:
         self._paths: dict[int, str] = {}
         self._known: dict[str, _Known] = {}  # by path: each is looked at once, if its name is final
         self._new_names = False
+        self._shortened: set[tuple[str, str]] = set()  # pods that were told of
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
@@ -155,7 +157,19 @@ class Names:
             final, awaited = name is not None, name is None
             stopgap = awaited
             workload = workload._replace(container=name or workload.container)
-        return _Name(self._naming.shown(workload, path), final, awaited, stopgap)
+        shown = self._naming.shown(workload, path)
+        if shown.more != workload.more:
+            self._tell_of_length(shown)
+        return _Name(shown, final, awaited, stopgap)
+
+    def _tell_of_length(self, shown: Workload) -> None:
+        pod = shown.namespace, shown.pod
+        if pod not in self._shortened:
+            logger.warning(
+                "a pod's labels are too long together: the longest are left out",
+                extra={"namespace": shown.namespace, "pod": shown.pod},
+            )
+        self._shortened = {*self._shortened, pod} if len(self._shortened) < _MOST_TOLD else {pod}
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""

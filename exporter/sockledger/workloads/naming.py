@@ -101,7 +101,7 @@ def _fitted(workload: Workload) -> Workload:
     """
     while workload.more and not fits(workload):
         more = dict(_parsed(workload.more))
-        del more[max(more, key=lambda name: (len(name) + len(more[name]), name))]
+        del more[max(more, key=lambda name: (len(f"{name}{more[name]}".encode()), name))]
         workload = workload._replace(more=more_of(more))
     return workload
 
