@@ -510,4 +510,4 @@ def test_labels_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert dict(named.labels()).items() >= {"pod": "web-0", "label_app": "web"}.items()
         watch.tell({UID: WEB._replace(more=more_of({"label_app": "web", **long, "label_x": str(change)}))})
     said = [each.getMessage() for each in caplog.records]
-    assert said == ["a pod's labels are too long together: the longest are left out"]
+    assert said == ["a pod's labels do not fit beside its names: the longest are left out"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sockledger.errors import UserError
+from sockledger.kernel.btf import Field
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading, sees_all_processes
 from sockledger.kernel.libbpf import (
@@ -582,18 +583,21 @@ class DataPath:
     def _peers_counted(self) -> set[int]:
         """Return the numbers of all classes that something is counted by.
 
-        Seats before totals, where what they have pending goes; and after programs of before, which may still
-        have run when they were replaced.
+        A grace period first: programs that have just been replaced may still be adding to classes of theirs.
+        Then seats before totals, where what they have pending goes.
         """
         self.grace_period()
         seats = self.maps["sockets"]
-        owner, peer = (seats.value.field(name).offset for name in ("owner", "peer"))
-        size, free = seats.value_size, bytes(8)
+        owner, peer = seats.value.field("owner"), seats.value.field("peer")
+
+        def member(values: bytes, seat: int, each: Field) -> int:
+            return int.from_bytes(values[seat + each.offset : seat + each.offset + each.size], sys.byteorder)
+
         found = {
-            int.from_bytes(values[start + peer : start + peer + 4], sys.byteorder)
+            member(values, seat, peer)
             for _, values in seats.batches()
-            for start in range(0, len(values), size)
-            if values[start + owner : start + owner + 8] != free
+            for seat in range(0, len(values), seats.value_size)
+            if member(values, seat, owner)
         }
         found.update(key.peer for key, _ in self.totals())
         found.update(number for number, _ in self._node_rows())

@@ -57,7 +57,6 @@ class Networks:
                 made.update(_key(network), number.to_bytes(4, sys.byteorder))
             # returns after a grace period: whoever reads the next generation finds these networks
             self._maps["networks"].update(_FIRST, made.fd.to_bytes(4, sys.byteorder))
-            self._maps["networks_state"].update(_FIRST, boottime().to_bytes(8, sys.byteorder))
         except OSError:
             made.close()
             raise
@@ -65,6 +64,7 @@ class Networks:
         self.close()
         self._in_use = made
         self._classes = classes
+        self._maps["networks_state"].update(_FIRST, boottime().to_bytes(8, sys.byteorder))
         return classes - numbers.keys()
 
     def _make_numbers(self, classes: set[str]) -> Mapping[str, int]:

@@ -159,17 +159,20 @@ class Names:
             workload = workload._replace(container=name or workload.container)
         shown = self._naming.shown(workload, path)
         if shown.more != workload.more:
-            self._tell_of_length(shown)
+            self._tell_of_length(workload)
         return _Name(shown, final, awaited, stopgap)
 
-    def _tell_of_length(self, shown: Workload) -> None:
-        pod = shown.namespace, shown.pod
-        if pod not in self._shortened:
-            logger.warning(
-                "a pod's labels are too long together: the longest are left out",
-                extra={"namespace": shown.namespace, "pod": shown.pod},
-            )
-        self._shortened = {*self._shortened, pod} if len(self._shortened) < _MOST_TOLD else {pod}
+    def _tell_of_length(self, workload: Workload) -> None:
+        pod = workload.namespace, workload.pod
+        if pod in self._shortened:
+            return
+        if len(self._shortened) >= _MOST_TOLD:
+            self._shortened.clear()
+        self._shortened.add(pod)
+        logger.warning(
+            "a pod's labels do not fit beside its names: the longest are left out",
+            extra={"namespace": workload.namespace, "pod": workload.pod},
+        )
 
     def _note(self, cgroup_id: int, *, alive: bool) -> None:
         """Note what a cgroup is called, so that it stays so for the next daemon, too."""

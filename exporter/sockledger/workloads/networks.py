@@ -26,8 +26,9 @@ BUILT_IN = (LOOPBACK, SERVICE, HOST, SUBNET, OTHER, UNKNOWN)
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-_PAUSE = 10  # after a refresh so many times as long as it took is for others
-_RETRY_SECONDS = 60.0  # at most, after one that failed, or found no room
+_SHARE = 10  # after a refresh so many times as long as it took is for others
+_RETRY_SECONDS = 60.0  # after one that found no room for all classes
+_MOST_SECONDS = 60.0  # after one that failed, in the end
 _MOST_SHOWN = 5  # in one line
 
 
@@ -63,7 +64,7 @@ class PeerNetworks:
         self._stale = False
         self._next = self._retry = 0.0
         self._complaint = ""
-        self._failures = 0
+        self._pause = 0.0
         if file:
             self._identity = _identity(file)
             self._classes = load(file)
@@ -82,12 +83,13 @@ class PeerNetworks:
             try:
                 self._classes = self._load(self._file)
                 self._file_ok = self._stale = True
-                self._next = 0.0
+                self._next = self._pause = 0.0
             except UserError as error:
                 logger.error("networks refused, going on with the old ones", extra={"error": str(error)})  # noqa: TRY400
                 self._file_ok = False
         began = self._clock()
-        if not (self._stale and began >= self._next) and not (self._without_room and began >= self._retry):
+        due = self._stale or (self._without_room and began >= self._retry)
+        if not due or began < self._next:
             return
         try:
             self._refresh()
@@ -95,16 +97,15 @@ class PeerNetworks:
             if str(error) != self._complaint:
                 logger.error("networks stay as they are", extra={"error": str(error)})  # noqa: TRY400
             self._complaint = str(error)
-            self._failures += 1
-            pause = min(2.0**self._failures, _RETRY_SECONDS)
+            self._pause = min(2 * max(self._pause, 1.0), _MOST_SECONDS)
         else:
             self._complaint = ""
-            self._failures = 0
+            self._pause = 0.0
             self._stale = False
             self._retry = began + _RETRY_SECONDS
             self._tell_of_room()
-            pause = _PAUSE * (self._clock() - began)
-        self._next = self._clock() + pause
+        now = self._clock()
+        self._next = now + max(self._pause, _SHARE * (now - began))
 
     def _tell_of_room(self) -> None:
         if self._without_room and self._without_room != self._told:
