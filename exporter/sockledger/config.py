@@ -224,9 +224,9 @@ def _read(path: Path, file: str) -> str:
     """Return the text of *path*, called *file* in errors."""
     try:
         with open(path, "rb", opener=_open_at_once) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise ConfigError(f"{file}: is no regular file; give a YAML file")
-            content = stream.read(_MAX_BYTES + 1)
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                raise ConfigError(f"{file}: is a pipe; give a YAML file, which can be read again")
+            content = stream.read(_MAX_BYTES + 1) or b""  # of a terminal there may be nothing yet
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; give a readable YAML file") from None
     if len(content) > _MAX_BYTES:

@@ -159,7 +159,7 @@ def test_networks_in_a_pipe(tmp_path: Path) -> None:
     """To open it would wait for somebody who writes."""
     os.mkfifo(tmp_path / "pipe")
     for read in (load, load_networks):
-        with pytest.raises(ConfigError, match="pipe: is no regular file"):
+        with pytest.raises(ConfigError, match="pipe: is a pipe; give a YAML file"):
             read(tmp_path / "pipe")
 
 
@@ -683,14 +683,7 @@ def test_directory(tmp_path: Path) -> None:
 def test_endless_file() -> None:
     with pytest.raises(ConfigError) as caught:
         load(Path("/dev/zero"))
-    assert str(caught.value) == "/dev/zero: is no regular file; give a YAML file"
-
-
-def test_large_file(scratch: Path) -> None:
-    scratch.write_bytes(b"#" * ((1 << 20) + 1))
-    with pytest.raises(ConfigError) as caught:
-        load(scratch)
-    assert str(caught.value) == f"{scratch}: is larger than 1 MiB; give a smaller YAML file"
+    assert str(caught.value) == "/dev/zero: is larger than 1 MiB; give a smaller YAML file"
 
 
 def test_not_utf8(scratch: Path) -> None:
