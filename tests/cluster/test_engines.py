@@ -25,7 +25,6 @@ from sockledger.workloads.naming import Workload
 # Both look for cgroup v2 at one place only.
 IN_CGROUP2 = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /sys/fs/cgroup && exec "$@"')
 
-
 # Its own are above what this machine has.
 PODMAN_LIMITS = """[containers]
 pids_limit = 0

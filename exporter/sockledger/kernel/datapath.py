@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sockledger.errors import UserError
-from sockledger.kernel.btf import Field
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.features import forbids_reading, sees_all_processes
 from sockledger.kernel.libbpf import (
@@ -588,16 +587,13 @@ class DataPath:
         """
         self.grace_period()
         seats = self.maps["sockets"]
-        owner, peer = seats.value.field("owner"), seats.value.field("peer")
-
-        def member(values: bytes, seat: int, each: Field) -> int:
-            return int.from_bytes(values[seat + each.offset : seat + each.offset + each.size], sys.byteorder)
-
+        names = [field.name for field in seats.value.fields]
+        owner, peer = names.index("owner"), names.index("peer")
         found = {
-            member(values, seat, peer)
+            seat[peer]
             for _, values in seats.batches()
-            for seat in range(0, len(values), seats.value_size)
-            if member(values, seat, owner)
+            for seat in seats.value.unpack_all(values)
+            if seat[owner]
         }
         found.update(key.peer for key, _ in self.totals())
         found.update(number for number, _ in self._node_rows())
