@@ -425,6 +425,10 @@ def _path(node: yaml.Node) -> Path:
     path = _absolute(node)
     if "\0" in path:
         raise ValueError("has a NUL")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError("has a character that no path can have") from None
     return Path(path)
 
 

@@ -1,5 +1,6 @@
 """Bytes by class of peers, up to the page: as configured, as a file says that changes, as the node has it."""
 
+import os
 import signal
 import socket
 from collections import Counter
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from tests.daemon.support import Page, Surroundings
 from tests.daemon.traffic import send_datagrams
-from tests.kernel.machine import Cgroup, Netns, new_cgroup
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, run
 from tests.patience import eventually
 from tests.scrapes import Scrapes
 
@@ -108,8 +109,8 @@ def test_nothing_without_networks(place: Surroundings, netns: Netns) -> None:
         assert "sockledger_peer" not in daemon.settled().text
 
 
-def test_the_nodes_own(place: Surroundings) -> None:
-    """To an address of its own, to its networks, and to the loopback; nothing is ever sent."""
+def test_the_nodes_own(place: Surroundings, netns: Netns) -> None:
+    """To an address of its own, to a network that comes meanwhile, and to the loopback."""
     with new_cgroup(place.cgroup.path, "a") as a:
         daemon = place.run(place.configure("node_networks: [host, subnet]"))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -119,3 +120,18 @@ def test_the_nodes_own(place: Surroundings) -> None:
             for address in (own, "127.0.0.1"):
                 sender.sendto(bytes(72), (address, 9))
         assert sent(daemon.settled()) == {("/a", "host"): 100, ("/a", "loopback"): 100}
+        cable = f"sl{os.getpid()}"
+        run("ip", "link", "add", cable, "type", "veth", "peer", "name", "far", "netns", netns.name)
+        netns.run("ip", "address", "add", "198.51.100.2/24", "dev", "far")
+        netns.run("ip", "link", "set", "far", "up")
+        run("ip", "address", "add", "198.51.100.1/24", "dev", cable)
+        run("ip", "link", "set", cable, "up")
+        eventually(lambda: daemon.lines("networks in use") == 2)
+        with a.joined(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for address in ("198.51.100.2", "198.51.100.1"):
+                sender.sendto(bytes(172), (address, 9))
+        assert sent(daemon.settled()) == {
+            ("/a", "host"): 300,
+            ("/a", "loopback"): 100,
+            ("/a", "subnet"): 200,
+        }

@@ -542,6 +542,11 @@ RULES = {
         '1: workloads.podman.socket: "/a\\x00" has a NUL',
         "an absolute path, such as /run/docker.sock",
     ),
+    "socket with half a character": (
+        'workloads: {podman: {socket: "/a\\ud800"}}',
+        '1: workloads.podman.socket: "/a\\ud800" has a character that no path can have',
+        "an absolute path, such as /run/docker.sock",
+    ),
     "level that is none": (
         "aggregate: node",
         '1: aggregate: "node" is none of them',

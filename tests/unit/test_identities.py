@@ -9,6 +9,8 @@ from sockledger.ledger.identities import Identities
 from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Workload
 
 ROOT_ID = 1
+MORE = '{"label_team":"a"}'
+WEB = Workload("shop", "web-0", "nginx", more=MORE)
 
 
 def test_not_named_now() -> None:
@@ -21,7 +23,7 @@ def test_not_named_now() -> None:
         4: NotedCgroup(ENDED, 0, "/c"),
         5: NotedCgroup(0, 0, "/d"),
     }
-    settled, have_left = identities.settle({}, (), noted, {2, 3, 4, 5}, Mock(side_effect=AssertionError))
+    settled, have_left = identities.settle({}, {}, noted, {2, 3, 4, 5}, Mock(side_effect=AssertionError))
     assert settled == {2: named[2], 3: named[3]}
     assert not have_left
 
@@ -35,7 +37,7 @@ def test_too_many(lasting: bool) -> None:
 
     def pods(*counting: int) -> list[int]:
         """Those that are told apart."""
-        settled, _ = identities.settle(names, (), noted, counting, Mock(return_value=set()))
+        settled, _ = identities.settle(names, {}, noted, counting, Mock(return_value=set()))
         assert settled[7] == UNKNOWN
         assert all(settled[number] in (names[number], OVERFLOW) for number in names)
         return [number for number in counting if settled[number] == names[number]]
@@ -55,19 +57,41 @@ def test_the_limit_is_kept_by_those_who_begin_to_count() -> None:
     leave = Mock(return_value=set())
     for counting in ((), (2,), (2, 3, 4, 5, 6)):
         leave.reset_mock()
-        settled, _ = identities.settle(names, (), noted, counting, leave)
+        settled, _ = identities.settle(names, {}, noted, counting, leave)
     leave.assert_not_called()
     assert settled == dict.fromkeys(names, OVERFLOW) | {2: names[2]}
     assert identities.over_limit == 4
 
 
-def test_a_stopgap_replaces_no_name() -> None:
+def test_what_is_missing_stays_as_it_was() -> None:
     """As an engine may not answer when a daemon begins."""
-    web, stopgap = Workload(container="web"), Workload(container="0123456789ab")
+    web, by_id = Workload(container="web"), Workload(container="0123456789ab")
     identities = Identities(Mock(CgroupLabels, all=lambda: {2: web}), ROOT_ID, 9)
     noted = dict.fromkeys((2, 3), NotedCgroup(0, 0, "/"))
-    named = {2: stopgap, 3: stopgap}
-    settled, _ = identities.settle(named, {2, 3}, noted, {2, 3}, Mock(side_effect=AssertionError))
-    assert settled == {2: web, 3: stopgap}
-    settled, _ = identities.settle(named, (), noted, {2, 3}, Mock(return_value=set()))
+    named, missing = {2: by_id, 3: by_id}, {2: {"container"}, 3: {"container"}}
+    settled, _ = identities.settle(named, missing, noted, {2, 3}, Mock(side_effect=AssertionError))
+    assert settled == {2: web, 3: by_id}
+    settled, _ = identities.settle(named, {}, noted, {2, 3}, Mock(return_value=set()))
     assert settled == named
+
+
+@pytest.mark.parametrize(
+    ("named", "missing", "settled"),
+    [
+        # labels, that the server does not tell; the rest is known, and may be another
+        (Workload("shop", "web-0", "nginx"), {"more"}, Workload("shop", "web-0", "nginx", more=MORE)),
+        (Workload("shop"), {"more"}, Workload("shop", more=MORE)),
+        # links: none is there, and settings have changed
+        (Workload(pod="uid", container="id"), {"namespace", "pod", "container"}, WEB._replace(more="")),
+        (Workload(pod="uid"), {"namespace", "pod"}, Workload("shop", "web-0")),
+        (Workload(), {"namespace"}, Workload("shop")),
+        (Workload(pod="uid", cgroup="/a"), {"pod"}, Workload(pod="web-0", cgroup="/a")),
+        (Workload("shop", "web-0", "nginx", unit="a.service"), {"unit"}, None),
+    ],
+)
+def test_only_what_is_missing_stays(named: Workload, missing: set[str], settled: Workload | None) -> None:
+    """So what is known by now, and what settings have, is heeded while somebody does not answer."""
+    identities = Identities(Mock(CgroupLabels, all=lambda: {2: WEB}), ROOT_ID, 9)
+    noted = {2: NotedCgroup(0, 0, "/")}
+    found, _ = identities.settle({2: named}, {2: missing}, noted, {2}, Mock(return_value=set()))
+    assert found == {2: settled or named}

@@ -9,7 +9,7 @@ import pytest
 from sockledger.config import load_networks
 from sockledger.errors import UserError
 from sockledger.kernel.networks import Network
-from sockledger.workloads.networks import PeerNetworks
+from sockledger.workloads.networks import Classes, PeerNetworks
 
 EVERYBODYS = {"127.0.0.0/8": "loopback", "::1/128": "loopback"}
 
@@ -106,6 +106,33 @@ def test_a_file_that_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert len(kernel.puts) == 2
 
 
+def test_a_file_that_can_be_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be the same file: what was short was the daemon's descriptors, say."""
+    kernel, clock = Kernel(), Clock()
+    file = tmp_path / "file"
+    file.write_text("{}")
+    short = [False]
+
+    def load(path: Path) -> Classes:
+        if short[0]:
+            raise UserError("too many open files")
+        return load_networks(path)
+
+    networks = PeerNetworks({}, [], kernel.put, file, load, clock=clock)
+    short[0] = True
+    file.write_text("a: [10.0.0.0/8]")
+    for _ in range(200):
+        networks.look()
+        clock.now += 1
+    refused = networks.as_configured
+    assert caplog.text.count("networks refused, going on with the old ones") == 1
+    short[0] = False
+    clock.now += 60
+    networks.look()
+    assert (refused, networks.as_configured) == (False, True)
+    assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}]
+
+
 def test_a_file_that_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file or directory"):
         PeerNetworks({}, [], Kernel().put, tmp_path / "none", load_networks)
@@ -133,6 +160,7 @@ def test_what_could_not_be_put_is_put_later(tmp_path: Path, caplog: pytest.LogCa
         tries += [clock.now] * (kernel.asked - asked)
         clock.now += 1
     assert tries == [0, 2, 6, 14, 30, 62, 122, 182, 242]
+    failed = networks.as_configured
     for _ in range(3000):
         clock.now += 60
         asked = kernel.asked
@@ -145,6 +173,7 @@ def test_what_could_not_be_put_is_put_later(tmp_path: Path, caplog: pytest.LogCa
     clock.now += 60
     networks.look()
     assert kernel.puts[1:] == [{**EVERYBODYS, "10.0.0.0/8": "a"}]
+    assert (failed, networks.as_configured) == (False, True)
     assert caplog.text.count("networks stay as they are") == 1
 
 

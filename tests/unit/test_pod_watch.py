@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from tests.patience import eventually
 from tests.unit.test_names import FakeRoot, Notes
-from tests.unit.test_pods import ID, POD, UID, link
+from tests.unit.test_pods import ID, OTHER, POD, UID, link
 
-from sockledger.workloads import pod_client
+from sockledger.workloads import paths, pod_client
 from sockledger.workloads import pod_watch as module
 from sockledger.workloads.names import WAIT_SECONDS, Names
 from sockledger.workloads.naming import Naming, Workload, more_of
@@ -320,6 +320,26 @@ def test_a_watch_that_is_answered_otherwise(api: Api, watching: Watching, answer
     comes_to(watch, "second", Pod("shop", "web-1", ""))
 
 
+def test_a_watch_that_is_forbidden_where_a_list_is_not(
+    api: Api, watching: Watching, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not answer all the while, which is told once."""
+    caplog.set_level(logging.INFO)
+    api.watch_answer = 403, FORBIDDEN
+    watch = watching()
+    eventually(lambda: not watch.answers)
+    before = api.watches
+    while api.watches < before + 5:
+        assert not watch.answers
+        time.sleep(0.001)
+    api.watch_answer = None
+    eventually(lambda: watch.answers)
+    assert [each.message for each in caplog.records if each.name == module.__name__] == [
+        "what the Kubernetes API said of pods may be out of date: it tells nothing now",
+        "the Kubernetes API answers again",
+    ]
+
+
 def test_a_server_that_goes_and_comes_back(api: Api, watching: Watching) -> None:
     api.pods = [metadata()]
     watch = watching()
@@ -449,53 +469,86 @@ UNLABELLED = NAMED._replace(more="")
 class Node:
     """A container's cgroup, and its names at a time of our own."""
 
-    def __init__(self, folder: Path, watch: PodWatch, *paths: str) -> None:
+    def __init__(self, folder: Path, watch: PodWatch, *paths: str, naming: Naming | None = None) -> None:
         self.now = 0.0
         self.paths = dict(enumerate(paths or (f"{POD}/{ID}",), 2))
         self.names = Names(
-            FakeRoot(self.paths), Notes(), Naming(), PodNames(folder), watch=watch, clock=lambda: self.now
+            FakeRoot(self.paths),
+            Notes(),
+            naming or Naming(),
+            PodNames(folder),
+            watch=watch,
+            clock=lambda: self.now,
         )
 
-    def resolve(self) -> tuple[Workload | None, bool]:
-        """What the first is called, and whether that is a stopgap."""
-        names, stopgaps = self.names.resolve(self.paths, {})
-        return names.get(2), 2 in stopgaps
+    def resolve(self) -> tuple[Workload | None, Collection[str]]:
+        """What the first is called, and what is missing of that."""
+        names, missing = self.names.resolve(self.paths, {})
+        return names.get(2), missing.get(2, set())
 
 
 def test_labelled(tmp_path: Path) -> None:
     link(tmp_path, "nginx", ID)
     watch = Told(**{UID: WEB})
     node = Node(tmp_path, watch)
-    assert node.resolve() == (NAMED, False)
+    assert node.resolve() == (NAMED, set())
     watch.tell({UID: WEB._replace(more="")})
-    assert node.resolve() == (UNLABELLED, False), "labels may change"
+    assert node.resolve() == (UNLABELLED, set()), "labels may change"
 
 
 def test_labels_are_waited_for(tmp_path: Path) -> None:
     link(tmp_path, "nginx", ID)
     watch = Told()
     node = Node(tmp_path, watch)
-    assert node.resolve() == (None, False)
+    assert node.resolve() == (None, set())
     node.now = WAIT_SECONDS
-    assert node.resolve() == (UNLABELLED, True), "what it was called before, if it was"
+    assert node.resolve() == (UNLABELLED, {"more"}), "what it had before, if it had any"
     watch.tell({UID: WEB})
-    assert node.resolve() == (NAMED, False)
+    assert node.resolve() == (NAMED, set())
 
 
 def test_no_labels_are_waited_for_from_a_server_that_is_away(tmp_path: Path) -> None:
     link(tmp_path, "nginx", ID)
     watch = Told()
     watch.answers = False
-    assert Node(tmp_path, watch).resolve() == (UNLABELLED, True)
+    assert Node(tmp_path, watch).resolve() == (UNLABELLED, {"more"})
+
+
+def test_a_link_that_comes_late_while_the_server_is_away(tmp_path: Path) -> None:
+    """Labels are missing, the rest is known now."""
+    watch = Told()
+    watch.answers = False
+    link(tmp_path, "other", OTHER, uid="another")
+    node = Node(tmp_path, watch)
+    assert node.resolve() == (None, set())
+    node.now = WAIT_SECONDS
+    assert node.resolve() == (Workload(pod=UID, container=ID[:12]), {"namespace", "pod", "container", "more"})
+    link(tmp_path, "nginx", ID)
+    assert node.resolve() == (UNLABELLED, {"more"})
+
+
+@pytest.mark.parametrize(
+    ("naming", "workload", "missing"),
+    [
+        (Naming(hidden=frozenset({"pod", "container"})), Workload(), {"namespace", "more"}),
+        (Naming(level=paths.POD), Workload(pod=UID), {"namespace", "pod", "more"}),
+    ],
+)
+def test_settings_count_while_the_server_is_away(
+    tmp_path: Path, naming: Naming, workload: Workload, missing: set[str]
+) -> None:
+    watch = Told()
+    watch.answers = False
+    assert Node(tmp_path / "nothing", watch, naming=naming).resolve() == (workload, missing)
 
 
 def test_named_by_the_server_where_there_are_no_links(tmp_path: Path) -> None:
     node = Node(tmp_path / "nothing", Told(**{UID: WEB}))
-    assert node.resolve() == (NAMED._replace(container=ID[:12]), False)
+    assert node.resolve() == (NAMED._replace(container=ID[:12]), set())
 
 
 def test_who_is_no_pod_is_not_waited_for(tmp_path: Path) -> None:
-    assert Node(tmp_path, Told(), "/a").resolve() == (Workload(cgroup="/a"), False)
+    assert Node(tmp_path, Told(), "/a").resolve() == (Workload(cgroup="/a"), set())
 
 
 def test_labels_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,14 +117,15 @@ def test_a_cut_link_that_is_gone(folder: Path) -> None:
 
 
 def test_a_pod_without_links_may_have_had_some(folder: Path) -> None:
-    """Then its uid is a stopgap: where it had a name it keeps that. Not so if there is no such folder."""
+    """Then its names are missing: where it had some it keeps these. Not so if there is no such folder."""
     node = Node(folder, f"{POD}/{ID}")
-    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, set())
+    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, {})
     link(folder, "nginx", OTHER, uid="another")
     node.now = WAIT_SECONDS
-    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, {2})
+    missing = {2: {"namespace", "pod", "container"}}
+    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, missing)
     link(folder, "nginx", ID)
-    assert node.names.resolve(node.paths, {}) == ({2: Workload("shop", "web-0", "nginx")}, set())
+    assert node.names.resolve(node.paths, {}) == ({2: Workload("shop", "web-0", "nginx")}, {})
 
 
 def test_a_name_lasts_longer_than_its_link(folder: Path) -> None:

@@ -35,7 +35,7 @@ CONFIG_RELOAD = Metric(
     "sockledger_config_last_reload_successful",
     MetricType.GAUGE,
     "Whether the configuration file was valid when it was last read, at start or at SIGHUP, and so was what "
-    "networks_file names, and there is room for all classes of networks.",
+    "networks_file names, and its networks are in use, with room for all classes.",
 )
 BUILD_INFO = Metric(
     "sockledger_build_info", MetricType.GAUGE, "Always 1.", ("version", "python_version"), "1"

@@ -43,17 +43,17 @@ class Identities:
     def settle(
         self,
         named: Mapping[int, Workload],
-        stopgaps: Collection[int],
+        missing: Mapping[int, Collection[str]],
         noted: Mapping[int, NotedCgroup],
         counting: Collection[int],
         leave: Leave,
     ) -> tuple[dict[int, Workload], bool]:
         """Return what each of the cgroups *named* is shown as, and whether any has left its counters.
 
-        That is their name, but where there is no room to leave what they have counted: then the one before.
-        Who is removed keeps that in any case: some of what he counts may be there already. And so does who is
-        not *named* now, or by one of the *stopgaps*. Of those that are *counting*, new ones beyond the limit
-        are all one.
+        That is their name, with what is *missing* of it as it was; but where there is no room to leave what
+        they have counted, the one before. Who is removed keeps that in any case: some of what he counts may
+        be there already. And so does who is not *named* now. Of those that are *counting*, new ones beyond
+        the limit are all one.
         """
         lasting = noted.keys() | self._root
         for number in self._noted.keys() - lasting:
@@ -64,10 +64,13 @@ class Identities:
         kept = {
             number: self._known[number]
             for number in self._known.keys() & noted.keys()
-            if noted[number].removed != ENDED
-            and (noted[number].removed or number not in named or number in stopgaps)
+            if noted[number].removed != ENDED and (noted[number].removed or number not in named)
         }
-        named = self._limited({**named, **kept}, counting, kept.keys())
+        completed = {
+            number: named[number].completed(self._known[number], missing[number])
+            for number in missing.keys() & self._known.keys()
+        }
+        named = self._limited({**named, **completed, **kept}, counting, kept.keys())
         new = {number for number in named if self._known.get(number) != named[number]}
         renamed = {number: self._known[number] for number in new & self._known.keys()}
         staying = leave(renamed) if renamed else set()

@@ -35,7 +35,7 @@ class _Name(NamedTuple):
     workload: Workload
     final: bool = True
     awaited: bool = False
-    stopgap: bool = False  # for want of an answer, which may be the name that it had
+    missing: frozenset[str] = frozenset()  # members that nobody tells now: they may be what they were
 
 
 class _Known(NamedTuple):
@@ -72,13 +72,13 @@ class Names:
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
-    ) -> tuple[Mapping[int, Workload], Collection[int]]:
+    ) -> tuple[Mapping[int, Workload], Mapping[int, Collection[str]]]:
         """Return the workloads of *cgroup_ids* and of all that are *noted*, and forget all others.
 
-        And those whose names are mere stopgaps, as somebody who knows them does not answer.
+        And the members that are missing of some, as somebody who knows them does not answer.
         What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
-        from being named is left out: under a stopgap name a counter would fall. So is, for a few seconds, a
-        new container whose name has not come.
+        from being named is left out: under another name a counter would fall. So is, for a few seconds, a new
+        container whose name has not come.
         """
         before = self._paths
         paths = {
@@ -100,8 +100,8 @@ class Names:
             logger.warning("cgroups not named", extra={"error": str(error)})
         self._look_at(set(paths.values()))
         names = {number: name for number, path in paths.items() if (name := self._known[path].name)}
-        stopgaps = {number for number, name in names.items() if name.stopgap}
-        return {number: name.workload for number, name in names.items()}, stopgaps
+        missing = {number: name.missing for number, name in names.items() if name.missing}
+        return {number: name.workload for number, name in names.items()}, missing
 
     def look(self) -> None:
         """Look whether names have come; they may be gone at the next `resolve`."""
@@ -138,29 +138,35 @@ class Names:
             return _Name(OVERFLOW)
         path = cut(path, self._naming.level)
         workload, identity = self._naming.by_path(path)
-        final, awaited, stopgap = True, False, False
+        final, awaited = True, False
+        missing: set[str] = set()
         if uid := identity.pod_uid:
             found, told = self._pods.find(uid, identity.container_id), self._watch.find(uid)
             final = found is not None and not self._watch.on  # labels may change
             unheard = self._watch.on and not told
             awaited = (not found and self._pods.present) or (unheard and self._watch.answers)
-            stopgap = unheard
+            if unheard:
+                missing.add("more")
             if told:
                 workload = workload._replace(namespace=told.namespace, pod=told.name, more=told.more)
             if best := found or self._pods.guess(uid):
                 container = best.name or workload.container
                 workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
             else:  # it may have had links
-                stopgap |= self._pods.present
+                if unheard or (self._pods.present and not told):
+                    missing |= {"namespace", "pod"}
+                if self._pods.present and identity.container_id:
+                    missing.add("container")
         elif identity.container_id and self._engines.know(identity.runtime):
             name = self._engines.find(identity.runtime, identity.container_id)
             final, awaited = name is not None, name is None
-            stopgap = awaited
+            if awaited:
+                missing.add("container")
             workload = workload._replace(container=name or workload.container)
         shown = self._naming.shown(workload, path)
         if shown.more != workload.more:
             self._tell_of_length(workload)
-        return _Name(shown, final, awaited, stopgap)
+        return _Name(shown, final, awaited, frozenset(missing - self._naming.hidden))
 
     def _tell_of_length(self, workload: Workload) -> None:
         pod = workload.namespace, workload.pod

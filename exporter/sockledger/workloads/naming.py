@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -33,6 +33,11 @@ class Workload(NamedTuple):
     def texts(self) -> tuple[str, ...]:
         """Return what hashes of it are made of, which are the same in every version."""
         return self if self.more else self[:-1]
+
+    def completed(self, before: "Workload", missing: Collection[str]) -> "Workload":
+        """Return it with what is *missing* as it was *before*, where that is known."""
+        known = {name: value for name in missing if (value := getattr(before, name))}
+        return _fitted(self._replace(**known)) if known else self
 
 
 LABELS = Workload._fields[:-1]  # of every workload

@@ -27,7 +27,7 @@ _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 _SHARE = 10  # after a refresh so many times as long as it took is for others
-_RETRY_SECONDS = 60.0  # after one that found no room for all classes
+_RETRY_SECONDS = 60.0  # after one that found no room for all classes, and a file that was refused
 _MOST_SECONDS = 60.0  # after one that failed, in the end
 _MOST_SHOWN = 5  # in one line
 
@@ -56,7 +56,8 @@ class PeerNetworks:
         self._file = file
         self._load = load
         self._clock = clock
-        self._file_ok = True  # the last time that it was read
+        self._refused = ""  # why the file was, the last time that it was read
+        self._read_at = 0.0
         self._identity: tuple[int, ...] | None = None
         self._networks: Mapping[Network, str] = {}
         self._without_room: Collection[str] = ()
@@ -72,22 +73,15 @@ class PeerNetworks:
 
     @property
     def as_configured(self) -> bool:
-        """Whether the file was valid when it was last read, and there is room for all classes."""
-        return self._file_ok and not self._without_room
+        """Whether the file was valid when it was last read, and is in use, with room for all classes."""
+        return not (self._refused or self._complaint or self._without_room)
 
     def look(self) -> None:
         """Look what is new. A file is read again if it is another; one that is refused changes nothing."""
         self._stale |= self._node is not None and self._node.have_changed()
-        if self._file and (identity := _identity(self._file)) != self._identity:
-            self._identity = identity
-            try:
-                self._classes = self._load(self._file)
-                self._file_ok = self._stale = True
-                self._next = self._pause = 0.0
-            except UserError as error:
-                logger.error("networks refused, going on with the old ones", extra={"error": str(error)})  # noqa: TRY400
-                self._file_ok = False
         began = self._clock()
+        if self._file:
+            self._look_at_file(self._file, began)
         due = self._stale or (self._without_room and began >= self._retry)
         if not due or began < self._next:
             return
@@ -106,6 +100,22 @@ class PeerNetworks:
             self._tell_of_room()
         now = self._clock()
         self._next = now + max(self._pause, _SHARE * (now - began))
+
+    def _look_at_file(self, file: Path, now: float) -> None:
+        identity = _identity(file)
+        # what could not be read may be readable now
+        if identity == self._identity and not (self._refused and now >= self._read_at):
+            return
+        anew, self._identity, self._read_at = identity != self._identity, identity, now + _RETRY_SECONDS
+        try:
+            self._classes = self._load(file)
+        except UserError as error:
+            if anew or str(error) != self._refused:
+                logger.error("networks refused, going on with the old ones", extra={"error": str(error)})  # noqa: TRY400
+            self._refused = str(error)
+        else:
+            self._refused, self._stale = "", True
+            self._next = self._pause = 0.0
 
     def _tell_of_room(self) -> None:
         if self._without_room and self._without_room != self._told:
@@ -152,4 +162,4 @@ def _identity(file: Path) -> tuple[int, ...] | None:
         found = file.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

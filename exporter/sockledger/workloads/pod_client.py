@@ -1,7 +1,7 @@
 """The Kubernetes API, as far as pods' metadata go. Imported only where it is asked: the client takes 6 MB."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ class ExpiredError(Exception):
 
 
 class _Transport(httpx2.HTTPTransport):
-    """Has requests ask for what the client has no words for."""
+    """Has requests ask for what the client has no words for, and tells of watches that are granted."""
 
     _last = float("-inf")
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, granted: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
+        self._granted = granted
         self._renew_at = time.monotonic() + RENEW_SECONDS
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -46,13 +47,17 @@ class _Transport(httpx2.HTTPTransport):
             request.extensions["timeout"]["read"] = SILENCE_SECONDS  # the client would wait for ever
             time.sleep(max(0.0, self._last + PACE_SECONDS - time.monotonic()))
             self._last = time.monotonic()
-        return super().handle_request(request)
+        response = super().handle_request(request)
+        if watches and response.is_success:
+            self._granted()
+        return response
 
 
-def connect(kubeconfig: Path | None) -> Client:
+def connect(kubeconfig: Path | None, granted: Callable[[], None]) -> Client:
     """Return a client as a kubeconfig has it; without one as the service account of our own pod.
 
-    It raises all kinds of exceptions, here and when it is used. It has to be closed.
+    It raises all kinds of exceptions, here and when it is used. It has to be closed. *granted* is called for
+    each watch that begins.
     """
     found = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_service_account()
     config = found.get()
@@ -60,7 +65,8 @@ def connect(kubeconfig: Path | None) -> Client:
         raise ValueError(f"{kubeconfig}: the current context has no user")
     # no proxies and other authorities from the environment: the server is near
     verify = verify_cluster(config.cluster, config.user, config.abs_file, trust_env=False)
-    return Client(config=config, transport=_Transport(verify=verify, trust_env=False), trust_env=False)
+    transport = _Transport(granted, verify=verify, trust_env=False)
+    return Client(config=config, transport=transport, trust_env=False)
 
 
 def list_pods(client: Client, node: str) -> tuple[list[ObjectMeta], str]:

@@ -117,16 +117,18 @@ class PodWatch:
         """List all pods, and follow what changes for as long as the server knows that."""
         from sockledger.workloads import pod_client  # heavy, and few need it
 
-        with pod_client.connect(self._kubeconfig) as client:
+        with pod_client.connect(self._kubeconfig, self._watch_is_granted) as client:
             pods, version = pod_client.list_pods(client, self._node)
             self._news.put((True, {uid: told for pod in pods for uid, told in self._by_uid(pod).items()}))
-            if not self.answers:
-                logger.info("the Kubernetes API answers again")
-            self.answers = True
             with suppress(pod_client.ExpiredError):
                 for present, pod in pod_client.watch_pods(client, self._node, version):
                     told = self._by_uid(pod)
                     self._news.put((False, told if present else dict.fromkeys(told)))
+
+    def _watch_is_granted(self) -> None:
+        if not self.answers:
+            logger.info("the Kubernetes API answers again")
+        self.answers = True
 
     def _by_uid(self, metadata: "ObjectMeta") -> dict[str, Pod]:
         """Return what a pod is called, by all that its cgroups may have for its uid."""
