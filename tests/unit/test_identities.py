@@ -6,7 +6,7 @@ import pytest
 
 from sockledger.kernel.noted import ENDED, CgroupLabels, NotedCgroup
 from sockledger.ledger.identities import Identities
-from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Workload
+from sockledger.workloads.naming import LABELS, OVERFLOW, UNKNOWN, Missing, Workload
 
 ROOT_ID = 1
 MORE = '{"label_team":"a"}'
@@ -37,7 +37,10 @@ def test_too_many(lasting: bool) -> None:
 
     def pods(*counting: int) -> list[int]:
         """Those that are told apart."""
-        settled, _ = identities.settle(names, {}, noted, counting, Mock(return_value=set()))
+        removed = {
+            number: each._replace(removed=int(number not in counting)) for number, each in noted.items()
+        }
+        settled, _ = identities.settle(names, {}, removed, counting, Mock(return_value=set()))
         assert settled[7] == UNKNOWN
         assert all(settled[number] in (names[number], OVERFLOW) for number in names)
         return [number for number in counting if settled[number] == names[number]]
@@ -68,7 +71,7 @@ def test_what_is_missing_stays_as_it_was() -> None:
     web, by_id = Workload(container="web"), Workload(container="0123456789ab")
     identities = Identities(Mock(CgroupLabels, all=lambda: {2: web}), ROOT_ID, 9)
     noted = dict.fromkeys((2, 3), NotedCgroup(0, 0, "/"))
-    named, missing = {2: by_id, 3: by_id}, {2: {"container"}, 3: {"container"}}
+    named, missing = {2: by_id, 3: by_id}, dict.fromkeys((2, 3), Missing({"container"}))
     settled, _ = identities.settle(named, missing, noted, {2, 3}, Mock(side_effect=AssertionError))
     assert settled == {2: web, 3: by_id}
     settled, _ = identities.settle(named, {}, noted, {2, 3}, Mock(return_value=set()))
@@ -87,11 +90,32 @@ def test_what_is_missing_stays_as_it_was() -> None:
         (Workload(), {"namespace"}, Workload("shop")),
         (Workload(pod="uid", cgroup="/a"), {"pod"}, Workload(pod="web-0", cgroup="/a")),
         (Workload("shop", "web-0", "nginx", unit="a.service"), {"unit"}, None),
+        (Workload("shop", "web-0", "nginx"), {"other labels"}, None),
     ],
 )
 def test_only_what_is_missing_stays(named: Workload, missing: set[str], settled: Workload | None) -> None:
     """So what is known by now, and what settings have, is heeded while somebody does not answer."""
     identities = Identities(Mock(CgroupLabels, all=lambda: {2: WEB}), ROOT_ID, 9)
     noted = {2: NotedCgroup(0, 0, "/")}
-    found, _ = identities.settle({2: named}, {2: missing}, noted, {2}, Mock(return_value=set()))
+    found, _ = identities.settle(
+        {2: named},
+        {2: Missing(missing & {*LABELS}, {"label_team"} if "more" in missing else {"label_app"})},
+        noted,
+        {2},
+        Mock(return_value=set()),
+    )
     assert found == {2: settled or named}
+
+
+def test_who_is_renamed_keeps_his_place() -> None:
+    """Though he has left all that he counted, and may be idle for a while."""
+    identities = Identities(Mock(CgroupLabels, all=dict), ROOT_ID, 2)
+    names = {number: Workload(pod=f"pod{number}") for number in (2, 3, 4)}
+    noted = dict.fromkeys(names, NotedCgroup(0, 0, "/"))
+    leave = Mock(return_value=set())
+    settled, _ = identities.settle(names, {}, noted, {2, 3}, leave)
+    assert settled == names | {4: OVERFLOW}
+    renamed = names | {2: Workload(pod="another")}
+    for counting in ({2, 3, 4}, {3, 4}, {3, 4}, {2, 3, 4}):
+        settled, _ = identities.settle(renamed, {}, noted, counting, leave)
+        assert settled == renamed | {4: OVERFLOW}

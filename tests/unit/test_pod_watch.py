@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests.unit.test_pods import ID, OTHER, POD, UID, link
 from sockledger.workloads import paths, pod_client
 from sockledger.workloads import pod_watch as module
 from sockledger.workloads.names import WAIT_SECONDS, Names
-from sockledger.workloads.naming import Naming, Workload, more_of
+from sockledger.workloads.naming import Missing, Naming, Workload, more_of
 from sockledger.workloads.pod_watch import Pod, PodWatch
 from sockledger.workloads.pods import PodNames
 
@@ -39,7 +39,7 @@ class Api(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.pods: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []  # since the list
-        self.lists = self.watches = 0
+        self.lists = self.watches = self.cuts = 0
         self.tokens = {"secret"}
         self.list_answer: Answer | None = None
         self.watch_answer: Answer | None = None
@@ -50,8 +50,14 @@ class Api(ThreadingHTTPServer):
 
     def tell(self, what: str, pod: dict[str, Any]) -> None:
         with self.told:
-            pod["metadata"]["resourceVersion"] = str(101 + len(self.events))
+            pod["metadata"]["resourceVersion"] = str(1001 + len(self.events))
             self.events.append({"type": what, "object": pod})
+            self.told.notify_all()
+
+    def cut(self) -> None:
+        """Have all watches end in the middle."""
+        with self.told:
+            self.cuts += 1
             self.told.notify_all()
 
     def end(self) -> None:
@@ -83,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             assert "as=PartialObjectMetadataList;" in self.headers["Accept"]
             self.server.lists += 1
-            listed = {"metadata": {"resourceVersion": "100"}, "items": self.server.pods}
+            version = 1000 * self.server.lists  # of other objects there are many
+            listed = {"metadata": {"resourceVersion": str(version)}, "items": self.server.pods}
             self.answer(self.server.list_answer or (200, json.dumps(listed).encode()))
 
     def answer(self, answer: Answer) -> None:
@@ -99,12 +106,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(self.server.watch_answer)
             return
         self.send_response(200)
+        self.send_header("Content-Length", "1000000")  # fewer are a cut
         self.end_headers()
         with self.server.told:
-            while not self.server.ended:
-                for event in self.server.events[version - 100 :]:
+            cuts = self.server.cuts
+            while not self.server.ended and self.server.cuts == cuts:
+                for event in self.server.events[version % 1000 :]:
                     self.wfile.write(json.dumps(event).encode() + b"\n")
-                version = 100 + len(self.server.events)
+                version = len(self.server.events)
                 self.server.told.wait()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
@@ -116,7 +125,13 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "START_SECONDS", 0.0)
     monkeypatch.setattr(module, "PACE_SECONDS", 0.01)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "STEADY_SECONDS", 0.2)
     monkeypatch.setattr(pod_client, "PACE_SECONDS", 0.01)
+
+
+def answers(watch: PodWatch) -> bool:
+    watch.look()
+    return watch.answers
 
 
 @pytest.fixture
@@ -148,11 +163,11 @@ def park(watch: PodWatch) -> threading.Event:
     """Have its thread do nothing from its next round on; return what tells of that."""
     parked = threading.Event()
 
-    def wait() -> None:
+    def wait(_: object) -> None:
         parked.set()
         threading.Event().wait()
 
-    watch._follow = wait  # type: ignore[method-assign]
+    watch._follow = wait  # type: ignore[method-assign, assignment]
     return parked
 
 
@@ -293,11 +308,11 @@ def test_a_server_that_answers_otherwise(
     caplog.set_level(logging.INFO)
     api.list_answer = answer
     watch = watching(labels=["app"])
-    eventually(lambda: api.lists > 2 and not watch.answers)
+    eventually(lambda: api.lists > 2 and not answers(watch))
     api.list_answer = None
     api.pods = [metadata(labels={"app": "a"})]
     comes_to(watch, UID, Pod("shop", "web-0", '{"label_app":"a"}'))
-    eventually(lambda: watch.answers)
+    eventually(lambda: answers(watch))
     said, back = [each for each in caplog.records if each.name == module.__name__]
     assert "\n" not in said.error  # type: ignore[attr-defined]
     assert 0 < len(said.error) <= 200  # type: ignore[attr-defined]
@@ -323,21 +338,53 @@ def test_a_watch_that_is_answered_otherwise(api: Api, watching: Watching, answer
 def test_a_watch_that_is_forbidden_where_a_list_is_not(
     api: Api, watching: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does not answer all the while, which is told once."""
+    """It does not answer all the while, which is told once, in the server's words."""
     caplog.set_level(logging.INFO)
     api.watch_answer = 403, FORBIDDEN
     watch = watching()
-    eventually(lambda: not watch.answers)
+    eventually(lambda: not answers(watch))
     before = api.watches
-    while api.watches < before + 5:
-        assert not watch.answers
+    while api.watches < before + 9:
+        assert not answers(watch)
         time.sleep(0.001)
     api.watch_answer = None
-    eventually(lambda: watch.answers)
-    assert [each.message for each in caplog.records if each.name == module.__name__] == [
-        "what the Kubernetes API said of pods may be out of date: it tells nothing now",
-        "the Kubernetes API answers again",
-    ]
+    eventually(lambda: answers(watch))
+    said, back = [each for each in caplog.records if each.name == module.__name__]
+    assert "forbidden" in said.error  # type: ignore[attr-defined]
+    assert back.message == "the Kubernetes API answers again"
+
+
+def test_a_watch_that_is_cut(api: Api, watching: Watching, caplog: pytest.LogCaptureFixture) -> None:
+    """Again and again, by a load balancer that forgets it: that is its end, if it has held for a while."""
+    caplog.set_level(logging.INFO)
+    watch = watching()
+    for number in range(4):
+        watches = api.watches
+        eventually(lambda: api.watches > watches)  # noqa: B023
+        time.sleep(2 * module.STEADY_SECONDS)
+        api.tell("ADDED", metadata(str(number)))
+        comes_to(watch, str(number), Pod("shop", "web-0", ""))
+        api.cut()
+        assert answers(watch)
+    assert not [each for each in caplog.records if each.name == module.__name__]
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, b"nonsense\n"), (200, b'{"type": "ERROR", "object": {"code": 500}}\n')]
+)
+def test_a_watch_that_is_granted_and_broken(
+    api: Api, watching: Watching, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of once, and does not answer all the while."""
+    caplog.set_level(logging.INFO)
+    api.watch_answer = answer
+    watch = watching()
+    eventually(lambda: not answers(watch))
+    before = api.watches
+    while api.watches < before + 9:
+        assert not answers(watch)
+        time.sleep(0.001)
+    assert len([each for each in caplog.records if each.name == module.__name__]) == 1
 
 
 def test_a_server_that_goes_and_comes_back(api: Api, watching: Watching) -> None:
@@ -345,7 +392,7 @@ def test_a_server_that_goes_and_comes_back(api: Api, watching: Watching) -> None
     watch = watching()
     comes_to(watch, UID, Pod("shop", "web-0", ""))
     api.end()
-    eventually(lambda: not watch.answers)
+    eventually(lambda: not answers(watch))
     assert not watch.look()
     assert watch.find(UID) == Pod("shop", "web-0", "")
     other = Api(api.server_port)
@@ -403,23 +450,23 @@ def test_tokens_that_are_replaced(
         lists = api.lists
         eventually(lambda lists=lists: api.lists > lists + 1)  # type: ignore[misc]
         api.tokens.discard("secret")
-    assert watch.answers
+    assert answers(watch)
     assert not caplog.records
 
 
 def test_another_reason(api: Api, watching: Watching, caplog: pytest.LogCaptureFixture) -> None:
     """Each is told of, once in a row."""
+    api.list_answer = 403, FORBIDDEN
+    watch = watching()
     for answer in ((403, FORBIDDEN), (500, b"{}")):
         api.list_answer = answer
-        if answer[0] == 403:
-            watch = watching()
         lists = api.lists
-        eventually(lambda lists=lists: api.lists > lists + 3)  # type: ignore[misc]
+        eventually(lambda lists=lists: not answers(watch) and api.lists > lists + 3)  # type: ignore[misc]
     said = [str(each.error) for each in caplog.records if each.name == module.__name__]  # type: ignore[attr-defined]
     assert len(said) == 2
     assert "forbidden" in said[0]
     assert "500" in said[1]
-    assert not watch.answers
+    assert not answers(watch)
 
 
 @pytest.mark.parametrize("content", [None, "", "[", "a: b", "clusters: []\ncontexts: []", "\0"])
@@ -429,7 +476,7 @@ def test_no_kubeconfig(tmp_path: Path, content: str | None, caplog: pytest.LogCa
     if content is not None:
         path.write_text(content)
     watch = PodWatch(NODE, path)
-    eventually(lambda: not watch.answers)
+    eventually(lambda: not answers(watch))
     assert park(watch).wait(30)
     (record,) = (each for each in caplog.records if each.name == module.__name__)
     assert record.error  # type: ignore[attr-defined]
@@ -438,7 +485,7 @@ def test_no_kubeconfig(tmp_path: Path, content: str | None, caplog: pytest.LogCa
 def test_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     watch = PodWatch(NODE)
-    eventually(lambda: not watch.answers)
+    eventually(lambda: not answers(watch))
     assert park(watch).wait(30)
 
 
@@ -453,14 +500,18 @@ class Told(PodWatch):
     """What has been told so far."""
 
     def __init__(self, **pods: Pod) -> None:
-        super().__init__()
+        super().__init__(labels=["app"])
         self.on = True
         self.tell(pods)
 
     def tell(self, pods: dict[str, Pod]) -> None:
         self._news.put((False, pods))
 
+    def fail(self) -> None:
+        self._news.put(module._Failed("away"))
 
+
+LABELS = Missing(set(), {"label_app"})
 WEB = Pod("shop", "web-0", '{"label_app":"web"}')
 NAMED = Workload("shop", "web-0", "nginx", more=WEB.more)
 UNLABELLED = NAMED._replace(more="")
@@ -481,74 +532,80 @@ class Node:
             clock=lambda: self.now,
         )
 
-    def resolve(self) -> tuple[Workload | None, Collection[str]]:
+    def resolve(self) -> tuple[Workload | None, Missing | None]:
         """What the first is called, and what is missing of that."""
         names, missing = self.names.resolve(self.paths, {})
-        return names.get(2), missing.get(2, set())
+        return names.get(2), missing.get(2)
 
 
 def test_labelled(tmp_path: Path) -> None:
     link(tmp_path, "nginx", ID)
     watch = Told(**{UID: WEB})
     node = Node(tmp_path, watch)
-    assert node.resolve() == (NAMED, set())
+    assert node.resolve() == (NAMED, None)
     watch.tell({UID: WEB._replace(more="")})
-    assert node.resolve() == (UNLABELLED, set()), "labels may change"
+    assert node.resolve() == (UNLABELLED, None), "labels may change"
 
 
 def test_labels_are_waited_for(tmp_path: Path) -> None:
     link(tmp_path, "nginx", ID)
     watch = Told()
     node = Node(tmp_path, watch)
-    assert node.resolve() == (None, set())
+    assert node.resolve() == (None, None)
     node.now = WAIT_SECONDS
-    assert node.resolve() == (UNLABELLED, {"more"}), "what it had before, if it had any"
+    assert node.resolve() == (UNLABELLED, LABELS), "what it had before, if it had any"
     watch.tell({UID: WEB})
-    assert node.resolve() == (NAMED, set())
+    assert node.resolve() == (NAMED, None)
 
 
 def test_no_labels_are_waited_for_from_a_server_that_is_away(tmp_path: Path) -> None:
     link(tmp_path, "nginx", ID)
     watch = Told()
-    watch.answers = False
-    assert Node(tmp_path, watch).resolve() == (UNLABELLED, {"more"})
+    watch.fail()
+    assert Node(tmp_path, watch).resolve() == (UNLABELLED, LABELS)
 
 
 def test_a_link_that_comes_late_while_the_server_is_away(tmp_path: Path) -> None:
     """Labels are missing, the rest is known now."""
     watch = Told()
-    watch.answers = False
+    watch.fail()
     link(tmp_path, "other", OTHER, uid="another")
     node = Node(tmp_path, watch)
-    assert node.resolve() == (None, set())
+    assert node.resolve() == (None, None)
     node.now = WAIT_SECONDS
-    assert node.resolve() == (Workload(pod=UID, container=ID[:12]), {"namespace", "pod", "container", "more"})
+    assert node.resolve() == (
+        Workload(pod=UID, container=ID[:12]),
+        Missing({"namespace", "pod", "container"}, LABELS.labels),
+    )
     link(tmp_path, "nginx", ID)
-    assert node.resolve() == (UNLABELLED, {"more"})
+    assert node.resolve() == (UNLABELLED, LABELS)
 
 
 @pytest.mark.parametrize(
     ("naming", "workload", "missing"),
     [
-        (Naming(hidden=frozenset({"pod", "container"})), Workload(), {"namespace", "more"}),
-        (Naming(level=paths.POD), Workload(pod=UID), {"namespace", "pod", "more"}),
+        (Naming(hidden=frozenset({"pod", "container"})), Workload(), {"namespace"}),
+        (Naming(level=paths.POD), Workload(pod=UID), {"namespace", "pod"}),
     ],
 )
 def test_settings_count_while_the_server_is_away(
     tmp_path: Path, naming: Naming, workload: Workload, missing: set[str]
 ) -> None:
     watch = Told()
-    watch.answers = False
-    assert Node(tmp_path / "nothing", watch, naming=naming).resolve() == (workload, missing)
+    watch.fail()
+    assert Node(tmp_path / "nothing", watch, naming=naming).resolve() == (
+        workload,
+        Missing(missing, LABELS.labels),
+    )
 
 
 def test_named_by_the_server_where_there_are_no_links(tmp_path: Path) -> None:
     node = Node(tmp_path / "nothing", Told(**{UID: WEB}))
-    assert node.resolve() == (NAMED._replace(container=ID[:12]), set())
+    assert node.resolve() == (NAMED._replace(container=ID[:12]), None)
 
 
 def test_who_is_no_pod_is_not_waited_for(tmp_path: Path) -> None:
-    assert Node(tmp_path, Told(), "/a").resolve() == (Workload(cgroup="/a"), set())
+    assert Node(tmp_path, Told(), "/a").resolve() == (Workload(cgroup="/a"), None)
 
 
 def test_labels_without_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

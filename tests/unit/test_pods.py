@@ -10,7 +10,7 @@ from tests.unit.test_names import FakeRoot, Notes
 
 from sockledger.workloads import pods as module
 from sockledger.workloads.names import WAIT_SECONDS, Names
-from sockledger.workloads.naming import Naming, Workload
+from sockledger.workloads.naming import Missing, Naming, Workload
 from sockledger.workloads.pods import SANDBOX, PodNames
 
 UID = "31dd0274-bb43-4975-bdbc-7e10047a23f8"
@@ -117,12 +117,12 @@ def test_a_cut_link_that_is_gone(folder: Path) -> None:
 
 
 def test_a_pod_without_links_may_have_had_some(folder: Path) -> None:
-    """Then its names are missing: where it had some it keeps these. Not so if there is no such folder."""
+    """Then its names are missing: where it had some it keeps these. Not so if there are no links at all."""
     node = Node(folder, f"{POD}/{ID}")
     assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, {})
     link(folder, "nginx", OTHER, uid="another")
     node.now = WAIT_SECONDS
-    missing = {2: {"namespace", "pod", "container"}}
+    missing = {2: Missing({"namespace", "pod", "container"})}
     assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, missing)
     link(folder, "nginx", ID)
     assert node.names.resolve(node.paths, {}) == ({2: Workload("shop", "web-0", "nginx")}, {})

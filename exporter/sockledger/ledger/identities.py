@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Set
 
 from sockledger.kernel.noted import ENDED, CgroupLabels, NotedCgroup
-from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Workload
+from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Missing, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Identities:
     def settle(
         self,
         named: Mapping[int, Workload],
-        missing: Mapping[int, Collection[str]],
+        missing: Mapping[int, Missing],
         noted: Mapping[int, NotedCgroup],
         counting: Collection[int],
         leave: Leave,
@@ -67,10 +67,16 @@ class Identities:
             if noted[number].removed != ENDED and (noted[number].removed or number not in named)
         }
         completed = {
-            number: named[number].completed(self._known[number], missing[number])
+            number: missing[number].completed(named[number], self._known[number])
             for number in missing.keys() & self._known.keys()
         }
-        named = self._limited({**named, **completed, **kept}, counting, kept.keys())
+        # who has just left all that he counted under another name keeps his place
+        living = {
+            number
+            for number, each in noted.items()
+            if not each.removed and self._known.get(number) in self._shown
+        }
+        named = self._limited({**named, **completed, **kept}, living.union(counting), kept.keys())
         new = {number for number in named if self._known.get(number) != named[number]}
         renamed = {number: self._known[number] for number in new & self._known.keys()}
         staying = leave(renamed) if renamed else set()
@@ -93,7 +99,8 @@ class Identities:
 
             def rank(number: int) -> tuple[bool, bool, int]:
                 workload = named[number]
-                return workload not in before, self._known.get(number) != workload, number
+                known = self._known.get(number)
+                return before.isdisjoint((workload, known)), known != workload, number
 
             for number in sorted(shown - kept, key=rank):
                 if named[number] not in _APART and len(wanted) < self._most:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.noted import ENDED, NotedCgroup, boottime
 from sockledger.workloads.engines import EngineNames
-from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Naming, Workload
+from sockledger.workloads.naming import OVERFLOW, UNKNOWN, Missing, Naming, Workload
 from sockledger.workloads.paths import cut
 from sockledger.workloads.pod_watch import PodWatch
 from sockledger.workloads.pods import PodNames
@@ -35,7 +35,7 @@ class _Name(NamedTuple):
     workload: Workload
     final: bool = True
     awaited: bool = False
-    missing: frozenset[str] = frozenset()  # members that nobody tells now: they may be what they were
+    missing: Missing = Missing()  # may be what it was
 
 
 class _Known(NamedTuple):
@@ -72,10 +72,10 @@ class Names:
 
     def resolve(
         self, cgroup_ids: Collection[int], noted: Mapping[int, NotedCgroup]
-    ) -> tuple[Mapping[int, Workload], Mapping[int, Collection[str]]]:
+    ) -> tuple[Mapping[int, Workload], Mapping[int, Missing]]:
         """Return the workloads of *cgroup_ids* and of all that are *noted*, and forget all others.
 
-        And the members that are missing of some, as somebody who knows them does not answer.
+        And what is missing of some, as somebody who knows it does not answer.
         What is not noted, as there was no room, is looked for in the hierarchy. What a passing fault keeps
         from being named is left out: under another name a counter would fall. So is, for a few seconds, a new
         container whose name has not come.
@@ -140,22 +140,23 @@ class Names:
         workload, identity = self._naming.by_path(path)
         final, awaited = True, False
         missing: set[str] = set()
+        labels: Collection[str] = ()
         if uid := identity.pod_uid:
             found, told = self._pods.find(uid, identity.container_id), self._watch.find(uid)
             final = found is not None and not self._watch.on  # labels may change
             unheard = self._watch.on and not told
             awaited = (not found and self._pods.present) or (unheard and self._watch.answers)
             if unheard:
-                missing.add("more")
+                labels = self._watch.chosen
             if told:
                 workload = workload._replace(namespace=told.namespace, pod=told.name, more=told.more)
             if best := found or self._pods.guess(uid):
                 container = best.name or workload.container
                 workload = workload._replace(namespace=best.namespace, pod=best.pod, container=container)
             else:  # it may have had links
-                if unheard or (self._pods.present and not told):
+                if unheard or (self._pods.known and not told):
                     missing |= {"namespace", "pod"}
-                if self._pods.present and identity.container_id:
+                if self._pods.known and identity.container_id:
                     missing.add("container")
         elif identity.container_id and self._engines.know(identity.runtime):
             name = self._engines.find(identity.runtime, identity.container_id)
@@ -166,7 +167,7 @@ class Names:
         shown = self._naming.shown(workload, path)
         if shown.more != workload.more:
             self._tell_of_length(workload)
-        return _Name(shown, final, awaited, frozenset(missing - self._naming.hidden))
+        return _Name(shown, final, awaited, Missing(missing - self._naming.hidden, labels))
 
     def _tell_of_length(self, workload: Workload) -> None:
         pod = workload.namespace, workload.pod

@@ -34,11 +34,6 @@ class Workload(NamedTuple):
         """Return what hashes of it are made of, which are the same in every version."""
         return self if self.more else self[:-1]
 
-    def completed(self, before: "Workload", missing: Collection[str]) -> "Workload":
-        """Return it with what is *missing* as it was *before*, where that is known."""
-        known = {name: value for name in missing if (value := getattr(before, name))}
-        return _fitted(self._replace(**known)) if known else self
-
 
 LABELS = Workload._fields[:-1]  # of every workload
 
@@ -46,6 +41,25 @@ OVERFLOW = Workload(cgroup="other")  # totals that found their map full, and wha
 UNKNOWN = Workload(cgroup="unknown")  # a cgroup that was gone before we looked, and was not noted
 
 _ID_CHARACTERS = 12  # of a container's id, as docker ps shows it
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What nobody tells of a name now: *members* of `Workload`, and names of labels beside these."""
+
+    members: Collection[str] = ()
+    labels: Collection[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.members or self.labels)
+
+    def completed(self, workload: Workload, before: Workload) -> Workload:
+        """Return a workload with what is missing as it was *before*, where that is known."""
+        known = {name: value for name in self.members if (value := getattr(before, name))}
+        labels = {name: value for name, value in _parsed(before.more).items() if name in self.labels}
+        if labels:
+            known["more"] = more_of(labels)
+        return _fitted(workload._replace(**known)) if known else workload
 
 
 def more_of(labels: Mapping[str, str]) -> str:

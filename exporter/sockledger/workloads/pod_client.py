@@ -90,10 +90,21 @@ def watch_pods(client: Client, node: str, version: str) -> Iterator[tuple[bool, 
             if what in ("ADDED", "MODIFIED", "DELETED"):  # and no bookmark
                 yield what != "DELETED", _metadata(pod)
     except httpx2.HTTPStatusError as error:
-        gone = error.status.code if isinstance(error, ApiError) else error.response.status_code
-        if gone == httpx2.codes.GONE:
+        code = error.status.code if isinstance(error, ApiError) else error.response.status_code
+        if code == httpx2.codes.GONE:
             raise ExpiredError from None
-        raise
+        if isinstance(error, ApiError):
+            raise
+        raise _refusal(error.response) from None
+
+
+def _refusal(response: httpx2.Response) -> Exception:
+    """Return what a server says of a watch that it does not grant; the client says only how it was asked."""
+    try:
+        response.read()
+        return ApiError(request=response.request, response=response)
+    except (ValueError, AttributeError, httpx2.HTTPError):
+        return ValueError(f"{response.status_code} {response.reason_phrase}".rstrip())
 
 
 def _metadata(pod: Pod) -> ObjectMeta:

@@ -5,10 +5,11 @@ known while it is away.
 """
 
 import logging
+import math
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 3.0  # at most: the daemons of all nodes may be started at once
 PACE_SECONDS = 1.0
 RETRY_SECONDS = 60.0  # at most
+STEADY_SECONDS = 10.0  # a watch that has held for so long has been granted in earnest
 
 # Of the API's image of a static pod, which kubelet makes: that it is one, and what cgroups have for its uid.
 # Anybody may write annotations, but kubelet deletes images of what is not there, and a uid is no hash.
@@ -51,6 +53,18 @@ def label_name(kind: str, key: str) -> str:
     return f"{kind}_{_NOT_IN_NAMES.sub('_', key)}"
 
 
+class _Failed(NamedTuple):
+    """Nothing can be told now."""
+
+    reason: str
+
+
+class _Granted(NamedTuple):
+    """A watch has begun."""
+
+    at: float
+
+
 class PodWatch:
     """The pods that the server has told of, or did until a while ago."""
 
@@ -63,8 +77,8 @@ class PodWatch:
     ) -> None:
         """Without a *node* nobody is asked; without a *kubeconfig* as the service account of our own pod."""
         self.on = bool(node)
-        self.answers = True  # as far as is known
-        self._reason = ""  # why it does not
+        self._reason = ""  # why nothing is told
+        self._granted = math.inf  # since when there is a watch
         self._node = node
         self._kubeconfig = kubeconfig
         self._labels = {key: label_name("label", key) for key in labels}
@@ -72,21 +86,47 @@ class PodWatch:
         self._pods: dict[str, Pod] = {}  # by what their cgroups have for a uid
         self._gone: dict[str, Pod] = {}
         # pods that have come or changed, or None that has gone; with True: all there are
-        self._news: SimpleQueue[tuple[bool, Mapping[str, Pod | None]]] = SimpleQueue()
+        self._news: SimpleQueue[tuple[bool, Mapping[str, Pod | None]] | _Failed | _Granted] = SimpleQueue()
         if self.on:
             Thread(target=self._follow_for_ever, name="pod-watch", daemon=True).start()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the server does, as far as is known."""
+        return not self._reason
+
+    @property
+    def chosen(self) -> Collection[str]:
+        """Names of all labels that a pod may have here."""
+        return {*self._labels.values(), *self._annotations.values()}
 
     def look(self) -> bool:
         """Take what has been told; return whether names may have changed."""
         before = self._pods
         while not self._news.empty():
-            are_all, news = self._news.get()
-            kept = {} if are_all else {uid: pod for uid, pod in self._pods.items() if uid not in news}
-            present = kept | {uid: pod for uid, pod in news.items() if pod}
-            gone = [each for each in (self._gone | self._pods).items() if each[0] not in present]
-            self._gone = dict(gone[-_MOST_GONE:])  # nobody may have asked for them yet
-            self._pods = present
+            match self._news.get():
+                case _Failed(reason):
+                    if reason != self._reason:
+                        logger.warning(
+                            "what the Kubernetes API said of pods may be out of date: it tells nothing now",
+                            extra={"error": reason},
+                        )
+                    self._reason, self._granted = reason, math.inf
+                case _Granted(at):
+                    self._granted = min(self._granted, at)
+                case (are_all, news):
+                    self._take(news, are_all=are_all)
+        if self._reason and _is_steady(self._granted):
+            logger.info("the Kubernetes API answers again")
+            self._reason = ""
         return self._pods != before
+
+    def _take(self, news: Mapping[str, Pod | None], *, are_all: bool) -> None:
+        kept = {} if are_all else {uid: pod for uid, pod in self._pods.items() if uid not in news}
+        present = kept | {uid: pod for uid, pod in news.items() if pod}
+        gone = [each for each in (self._gone | self._pods).items() if each[0] not in present]
+        self._gone = dict(gone[-_MOST_GONE:])  # nobody may have asked for them yet
+        self._pods = present
 
     def find(self, uid: str) -> Pod | None:
         """Return what a pod is called, None if nobody has told."""
@@ -97,38 +137,34 @@ class PodWatch:
         time.sleep(random.uniform(0, START_SECONDS))  # noqa: S311
         retry = PACE_SECONDS
         while True:
-            start = time.monotonic()
+            begins: list[float] = []  # of watches that were granted
             try:
-                self._follow()
+                self._follow(begins.append)
             except Exception as error:
-                reason = _line(error)
-                if self.answers or reason != self._reason:
-                    logger.warning(
-                        "what the Kubernetes API said of pods may be out of date: it tells nothing now",
-                        extra={"error": reason},
-                    )
-                self.answers, self._reason = False, reason
-            if time.monotonic() - start > RETRY_SECONDS:
+                # one that has held may be cut, as where a load balancer forgets it: all is listed again
+                if not _is_steady(*begins[:1]):
+                    self._news.put(_Failed(_line(error)))
+            if _is_steady(*begins[:1]):
                 retry = PACE_SECONDS
             time.sleep(random.uniform(retry / 2, retry))  # noqa: S311
             retry = min(2 * retry, RETRY_SECONDS)
 
-    def _follow(self) -> None:
+    def _follow(self, granted: Callable[[float], None]) -> None:
         """List all pods, and follow what changes for as long as the server knows that."""
         from sockledger.workloads import pod_client  # heavy, and few need it
 
-        with pod_client.connect(self._kubeconfig, self._watch_is_granted) as client:
+        def note_granted() -> None:
+            now = time.monotonic()
+            granted(now)
+            self._news.put(_Granted(now))
+
+        with pod_client.connect(self._kubeconfig, note_granted) as client:
             pods, version = pod_client.list_pods(client, self._node)
             self._news.put((True, {uid: told for pod in pods for uid, told in self._by_uid(pod).items()}))
             with suppress(pod_client.ExpiredError):
                 for present, pod in pod_client.watch_pods(client, self._node, version):
                     told = self._by_uid(pod)
                     self._news.put((False, told if present else dict.fromkeys(told)))
-
-    def _watch_is_granted(self) -> None:
-        if not self.answers:
-            logger.info("the Kubernetes API answers again")
-        self.answers = True
 
     def _by_uid(self, metadata: "ObjectMeta") -> dict[str, Pod]:
         """Return what a pod is called, by all that its cgroups may have for its uid."""
@@ -141,6 +177,10 @@ class PodWatch:
         pod = Pod(metadata.namespace, metadata.name, more_of(more))
         hashed = annotations.get(_HASH) if _MIRROR in annotations else None
         return {metadata.uid: pod} | ({hashed: pod} if hashed and not _UID.fullmatch(hashed) else {})
+
+
+def _is_steady(since: float = math.inf) -> bool:
+    return time.monotonic() - since >= STEADY_SECONDS
 
 
 def _line(error: Exception) -> str:

@@ -85,6 +85,11 @@ class PodNames:
         self._pods = _with_gone(pods, self._pods)
         self._cut = (self._cut | cut) & self._pods.keys()
 
+    @property
+    def known(self) -> bool:
+        """Whether any pod is, so that those that are not may have had links."""
+        return self.present and bool(self._pods)
+
     def find(self, uid: str, container_id: str) -> Container | None:
         """Return what a container is called if its link is there; without an id what its pod is."""
         return self._containers.get(container_id) if container_id else self._pods.get(uid)
