@@ -31,10 +31,16 @@ struct nsproxy {
 	struct net *net_ns;
 };
 
+struct css_set;
+
 struct task_struct {
+	unsigned int flags;
 	int pid; /* 0: the first one's, which has no parent but itself */
 	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	char comm[16];
 	struct nsproxy *nsproxy;
+	struct css_set *cgroups;
 	int softirq_disable_cnt;
 };
 
@@ -51,6 +57,10 @@ struct cgroup {
 	struct cgroup_root *root;
 	int level;
 	struct cgroup *ancestors[]; /* itself at its level */
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
 };
 
 struct sock_cgroup_data {
@@ -147,6 +157,11 @@ struct bpf_iter__bpf_link {
 	struct bpf_link *link;
 };
 
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
 	struct file *file;
@@ -158,8 +173,11 @@ struct bpf_iter__task_file {
 #define ETH_P_IPV6 0x86DD
 
 /* include/linux/socket.h, include/linux/net.h */
-#define AF_INET	 2
-#define AF_INET6 10
-#define SOCK_RAW 3
+#define AF_UNIX	   1
+#define AF_INET	   2
+#define AF_INET6   10
+#define AF_NETLINK 16
+#define AF_VSOCK   40
+#define SOCK_RAW   3
 
 #endif

@@ -96,6 +96,7 @@ struct lost_updates {
 			     missing */
 	__u64 name_full;  /* no room or memory for a cgroup's name, or it is too long: it is named only if it
 			     is still there when a flush looks */
+	__u64 task_storage; /* no memory for a task's counts: written through, nothing is missing */
 };
 
 struct {

@@ -12,6 +12,9 @@ const volatile struct settings {
 	__u8 tcp_histograms; /* per cgroup, beside those of the node */
 	__u8 udp;
 	__u8 peers;
+	__u8 tasks;	   /* by comm, and all families; else AF_UNIX alone */
+	__u8 tasks_unseen; /* to a walk over tasks: they are in other pid namespaces */
+	__u32 comms;	   /* that are told apart in a cgroup */
 } settings SEC(".rodata.settings") = {};
 
 #endif

@@ -7,6 +7,7 @@
 #include "flush.h"	 /* all sockets at once */
 #include "tcp_hooks.h"	 /* connections: what TCP tells, and what is read of it */
 #include "udp_hooks.h"	 /* datagrams that were dropped */
+#include "task_hooks.h"	 /* what calls move, by any family of sockets */
 #include "cgroups.h"	 /* what cgroups are called, and their ends */
 #include "older.h"	 /* sockets that were there before */
 #include "attachments.h" /* who else counts here */

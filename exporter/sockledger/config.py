@@ -22,6 +22,7 @@ from sockledger.workloads.pod_watch import label_name
 _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
 _MAX_LABEL_SETS = _MAX_WORKLOADS = 1_000_000
+_MAX_COMMS = 1000
 _MAX_LEVELS = 64
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
@@ -66,6 +67,7 @@ class Limits:
     connections: int = 262144
     label_sets: int = 4096
     workloads: int = 2000
+    comms: int = 20
 
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
@@ -585,6 +587,7 @@ _CONFIG = _Section(
                 "connections": _limit(_MAX_CONNECTIONS),
                 "label_sets": _limit(_MAX_LABEL_SETS),
                 "workloads": _limit(_MAX_WORKLOADS),
+                "comms": _limit(_MAX_COMMS),
             },
         ),
         "persist": _Section(

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
-from sockledger.collectors.registry import PEERS, Registry
+from sockledger.collectors.registry import PEERS, TASKS, UNIX, Registry
 from sockledger.config import ALWAYS, NEVER, Config, ConfigError, Kubernetes, RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
@@ -210,6 +210,7 @@ class Daemon:
             sockets=limits.sockets,
             connections=limits.connections,
             label_sets=limits.label_sets,
+            comms=limits.comms,
             parts=self._parts(),
             pins=self._pins if self._options.pin else None,
             lease=self._config.persist.lease if self._options.pin else 0,
@@ -222,6 +223,8 @@ class Daemon:
             tcp_histograms=self._options.tcp_histograms and "tcp" in self._options.collectors,
             udp="udp" in self._options.collectors,
             peers=PEERS in self._collectors(),
+            unix=UNIX in self._collectors(),
+            tasks=TASKS in self._collectors(),
         )
 
     def _collectors(self) -> frozenset[str]:

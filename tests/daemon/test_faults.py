@@ -173,7 +173,7 @@ def test_silent_and_slow_clients(place: Surroundings) -> None:
                 slow.sendall(sent)
         page = daemon.page()
         assert len(page.text) > 500_000
-        assert page.sum("scrape_collector_success") == 6
+        assert page.sum("scrape_collector_success") == 7
         assert daemon.stop() == 0
 
 

@@ -136,7 +136,7 @@ def test_more_meters_than_the_limit_allows(place: Surroundings, netns: Netns) ->
         assert daemon.lines("level=ERROR") == 0
         for _ in range(200):
             stack.enter_context(closing(socket.create_connection(("127.0.0.1", daemon.port))))
-        assert daemon.page().sum("scrape_collector_success") == 6
+        assert daemon.page().sum("scrape_collector_success") == 7
         assert daemon.lines("all 50 connections are in use") == 1
 
 

@@ -186,7 +186,7 @@ def test_collectors_that_are_off(
 def test_without_any(place: Surroundings, netns: Netns, cgroups: list[Cgroup]) -> None:
     """Then their programs are not attached either."""
     client, server, _ = cgroups
-    daemon = place.run(*(f"--no-collector.{name}" for name in ("tcp", "listeners", "udp")))
+    daemon = place.run(*(f"--no-collector.{name}" for name in ("tcp", "listeners", "udp", "unix")))
     with work(netns, client, server):
         page = daemon.settled()
     assert types_of(page.text) == {}

@@ -29,6 +29,7 @@ def attached(
     sockets: int = SOCKETS,
     connections: int = CONNECTIONS,
     label_sets: int = 0,
+    comms: int = 20,
     parts: Parts = ALL_PARTS,
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:
@@ -38,6 +39,7 @@ def attached(
         sockets=sockets,
         connections=connections,
         label_sets=label_sets,
+        comms=comms,
         parts=parts,
         image=image,
     )

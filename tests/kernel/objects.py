@@ -21,7 +21,7 @@ class Change:
 
 # About a millisecond.
 PAUSE = "bpf_loop(20000, tick, NULL, 0);\n"
-_TICK = "static long tick(__u32 number, void *unused)\n{\n	return bpf_ktime_get_ns() == 0;\n}\n\n"
+TICK = "static long tick(__u32 number, void *unused)\n{\n	return bpf_ktime_get_ns() == 0;\n}\n\n"
 _LOOK = "if (cookie && s && is_seat_of(s, home, cookie, skb, direction)) {\n"
 _CLAIM = "	if (vacant < WAYS)\n"
 _SOMETIMES = "bpf_get_prandom_u32() % 32 == 0"
@@ -29,7 +29,7 @@ _SOMETIMES = "bpf_get_prandom_u32() % 32 == 0"
 # Packets stop between their look at their home and their add to it, and before a claim, so that the table
 # changes meanwhile.
 SLOW_MOTION = (
-    Change("ledger.h", "/* Accesses that", f"{_TICK}/* Accesses that"),
+    Change("ledger.h", "/* Accesses that", f"{TICK}/* Accesses that"),
     Change("traffic.h", _LOOK, f"{_LOOK}		if ({_SOMETIMES})\n			{PAUSE}"),
     Change("traffic.h", _CLAIM, f"	if ({_SOMETIMES})\n		{PAUSE}{_CLAIM}"),
 )

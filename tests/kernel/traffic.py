@@ -14,8 +14,7 @@ from tests.patience import SCALE
 
 from sockledger.kernel.sums import Traffic
 
-SOURCE = Path(__file__).with_name("generator") / "traffic.c"
-BINARY = Path(__file__).parents[2] / "build" / "tests" / "traffic"
+BUILD = Path(__file__).parents[2] / "build" / "tests"
 
 # With it a small send buffer limits: a burst lets less through at once than that holds.
 SLOW_LINK = ("tbf", "rate", "10mbit", "burst", "20k", "latency", "1s")
@@ -29,18 +28,24 @@ def scaled(count: int) -> int:
     return max(count // SCALE, 50)
 
 
-def compiled_generator() -> Path:
-    """The generator's binary, made anew if its source is younger: in an emulator that takes a minute."""
-    BINARY.parent.mkdir(parents=True, exist_ok=True)
-    sources = [path.stat().st_mtime for path in SOURCE.parent.iterdir()]
-    if not BINARY.exists() or BINARY.stat().st_mtime < max(sources):
-        made = BINARY.with_suffix(f".{os.getpid()}")
+def compiled(folder: str, name: str) -> Path:
+    """A program of the tests, made anew if its source is younger: in an emulator that takes a minute."""
+    source, binary = Path(__file__).with_name(folder) / f"{name}.c", BUILD / name
+    BUILD.mkdir(parents=True, exist_ok=True)
+    sources = [path.stat().st_mtime for path in source.parent.iterdir()]
+    if not binary.exists() or binary.stat().st_mtime < max(sources):
+        made = binary.with_suffix(f".{os.getpid()}")
         run(
             *("clang", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"),
-            *(str(SOURCE), "-o", str(made)),
+            *(str(source), "-o", str(made)),
         )
-        made.rename(BINARY)
-    return BINARY
+        made.rename(binary)
+    return binary
+
+
+def compiled_generator() -> Path:
+    """The generator's binary."""
+    return compiled("generator", "traffic")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from sockledger.ledger.ledger import Ledger
 FLUSH_DURATION = Metric(
     "sockledger_flush_duration_seconds",
     MetricType.GAUGE,
-    "How long the last flush took: walks over all seats and TCP sockets, two RCU grace periods, and reading "
-    "the totals.",
+    "How long the last flush took: walks over all seats, TCP sockets and tasks, two RCU grace periods, and "
+    "reading the totals.",
 )
 WORKLOADS = Metric(
     "sockledger_workloads",
@@ -54,7 +54,8 @@ LOST_UPDATES = Metric(
     "connections_busy: the same, for want of memory or as a flush was at the socket's last connection. "
     "end_unseen: a TCP socket was gone without a sign; what it counted since the last flush is missing. "
     "name_full: no room (limits.cgroups is too small), or no memory, for a new cgroup's name, or its path is "
-    "longer than 414 bytes: if it is gone before a flush, it is unknown.",
+    "longer than 414 bytes: if it is gone before a flush, it is unknown. "
+    "task_storage: no memory for a task's counts; counted all the same, only slower.",
     ("reason",),
     "reasons",
 )

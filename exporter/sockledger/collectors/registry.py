@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sockledger.collectors import attach_points, listeners, peers, programs, tcp, traffic, udp
+from sockledger.collectors import attach_points, listeners, peers, programs, tasks, tcp, traffic, udp, unix
 from sockledger.exposition.family import Family, Metric, MetricType, Series
+from sockledger.kernel.sums import TASK_TOTALS
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
@@ -23,15 +24,17 @@ class Collector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CollectorSpec:
-    """A collector's entry: `--[no-]collector.NAME`."""
+    """A collector's entry: `--[no-]collector.NAME`. It is made if the kernel lets its *sums* be counted."""
 
     make: Callable[[Ledger, Births], Collector]
     metrics: tuple[Metric, ...]
     help: str
     default: bool = True
+    sums: str = ""  # a map
 
 
 PEERS = "peers"
+TASKS, UNIX = "tasks", "unix"
 
 COLLECTORS: Mapping[str, CollectorSpec] = {
     "traffic": CollectorSpec(
@@ -53,6 +56,19 @@ COLLECTORS: Mapping[str, CollectorSpec] = {
         peers.PeersCollector,
         peers.METRICS,
         "bytes per workload by the class of the other end's network, where networks are configured",
+    ),
+    UNIX: CollectorSpec(
+        unix.UnixCollector,
+        unix.METRICS,
+        "bytes over AF_UNIX sockets per workload (Linux 6.3 or later)",
+        sums=TASK_TOTALS,
+    ),
+    TASKS: CollectorSpec(
+        tasks.TasksCollector,
+        tasks.METRICS,
+        "bytes and calls per process name, sockets of all families (Linux 6.3 or later)",
+        default=False,
+        sums=TASK_TOTALS,
     ),
     "programs": CollectorSpec(
         programs.ProgramsCollector, programs.METRICS, "the BPF programs and maps: runs, attachment, how full"
@@ -82,7 +98,7 @@ class Registry:
         self._collectors = {
             name: (spec.make(ledger, births), Series([("collector", name)]))
             for name, spec in COLLECTORS.items()
-            if name in enabled
+            if name in enabled and (not spec.sums or spec.sums in ledger.datapath.sums)
         }
 
     def collect(self) -> list[Family]:

@@ -6,7 +6,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
-from sockledger.kernel.features import forbids_reading, sees_all_processes
+from sockledger.kernel.features import forbids_reading, sees_all_processes, tells_calls
 from sockledger.kernel.libbpf import (
     Link,
     LoadError,
@@ -38,6 +38,8 @@ from sockledger.kernel.sums import (
     QUEUES,
     RETIRED_TOTALS,
     SUMS,
+    TASK_TOTALS,
+    TASKS_PER_CGROUP,
     TOTALS_PER_CGROUP,
     KeptSums,
     Sums,
@@ -68,16 +70,19 @@ class Labels:
     family: dict[int, str]
     role: dict[int, str]
     failure: dict[int, str]
+    socket_family: dict[int, str]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is counted beside traffic; the members of struct settings."""
+    """What is counted beside traffic; members of struct settings, but for *unix*."""
 
     tcp: bool = True
     tcp_histograms: bool = False
     udp: bool = True
     peers: bool = False
+    unix: bool = True
+    tasks: bool = False  # what processes send and receive by sockets of all families, AF_UNIX among them
 
 
 class _Jumper(NamedTuple):
@@ -87,6 +92,8 @@ class _Jumper(NamedTuple):
     ran_before: ProgramStats  # this daemon's start
 
 
+# Ends first: whoever has counts is known at his end.
+TASK_HOOKS = ("sl_task_exit", "sl_task_sent", "sl_task_received")
 METERS = ("sl_meter_receive", "sl_meter_transmit")
 # What is attached at all times, with a map that is there if it was.
 ATTACHED = {
@@ -99,12 +106,21 @@ ATTACHED = {
     "sl_transmit": "totals",
     "sl_udp_drops": "udp_totals",
     "sl_udp_released": "udp_totals",
+    **dict.fromkeys(TASK_HOOKS, "task_totals"),
 }
 
 
-def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0) -> None:
-    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end."""
-    value = opened.btf.struct("settings").pack(root=root_id, lease=lease, **asdict(parts))
+def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0, comms: int = 0) -> None:
+    """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end.
+
+    In each cgroup so many *comms* are told apart.
+    """
+    flags = asdict(parts)
+    del flags["unix"]
+    unseen = not sees_all_processes()
+    value = opened.btf.struct("settings").pack(
+        root=root_id, lease=lease, comms=comms, tasks_unseen=unseen, **flags
+    )
     opened.maps[".rodata.settings"].set_initial_value(value)
 
 
@@ -123,6 +139,7 @@ class DataPath:
         sockets: int,
         connections: int,
         label_sets: int = 0,
+        comms: int = 20,
         parts: Parts = Parts(),
         pins: Pins | None = None,
         lease: float = 0.0,
@@ -130,13 +147,15 @@ class DataPath:
     ) -> None:
         """Load the object. *cgroups* and *label_sets* limit what has sums of its own.
 
-        *sockets* limits how many have a seat of their own, *connections* the TCP sockets that are followed.
+        *sockets* limits how many have a seat of their own, *connections* the TCP sockets that are followed,
+        *comms* the names of processes that are told apart in a cgroup.
         *lease*, in seconds, is for how long is counted without a flush; 0: for good. UserError if the kernel
         refuses to load it, or the pins are of another cgroup or version.
         """
         self._root = root
         self._object = open_object(image=image)
         self._parts = parts
+        self._tells_calls = (parts.unix or parts.tasks) and tells_calls()
         self._pins = pins
         self.programs = self._object.programs
         # without the object's variables
@@ -145,11 +164,11 @@ class DataPath:
         self._jumpers: dict[str, _Jumper] = {}
         self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
 
-        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()))
+        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()), comms)
         for name, program in self.programs.items():
             if name == "sl_older":
                 program.set_autoload(parts.tcp or parts.udp)
-            elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_")):
+            elif name.startswith(("sl_tcp_", "sl_udp_", "sl_cgroup_", "sl_task_")):
                 program.set_autoload(self._counts(name.removeprefix("sl_")))
         self.maps["sockets"].max_entries = sockets
         self.maps["cgroups"].max_entries = _room(pins, "cgroups", cgroups)
@@ -164,7 +183,12 @@ class DataPath:
         self.maps["node_totals"].max_entries = _largest(pins, "node_totals", classes)
         self.maps["tcp_sockets"].max_entries = connections if parts.tcp else 1
         for name in SUMS:
-            entries = max(rows, LEAST_PORTS) if name.startswith("listen_") else rows
+            entries = rows
+            if name.startswith("listen_"):
+                entries = max(rows, LEAST_PORTS)
+            elif name == TASK_TOTALS:
+                others = len(self._object.btf.enum("socket_family"))
+                entries = rows * (TASKS_PER_CGROUP if parts.tasks else 1) + others
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
@@ -189,7 +213,7 @@ class DataPath:
         self.labels = Labels(
             *(
                 {number: _label(enum, name) for number, name in self._object.btf.enum(enum).items()}
-                for enum in ("protocol", "family", "role", "failure")
+                for enum in ("protocol", "family", "role", "failure", "socket_family")
             )
         )
         self.kept = {name: KeptSums(self.maps[name]) for name in ("totals", *self.sums) if name != QUEUES}
@@ -200,6 +224,8 @@ class DataPath:
         self.cgroup_labels = CgroupLabels(self.maps["cgroup_labels"])
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         self.networks = Networks(self.maps, self._peers_counted)
+        self.comms = comms
+        self._task_walk: Link | None = None  # made at the first flush
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)
@@ -213,6 +239,8 @@ class DataPath:
                 return self._parts.tcp
             case "udp":
                 return self._parts.udp
+            case "task" | "tasks":
+                return self._tells_calls
             case "cgroup":
                 return not forbids_reading()
             case "seat":
@@ -299,6 +327,9 @@ class DataPath:
                 self._attach_root("sl_udp_released")  # which looks where these give seats:
             self._attach_root(HOT_PATH)
             self._attach_root("sl_transmit")
+            if self._tells_calls:
+                for name in TASK_HOOKS:
+                    self._hook(name)
             if parts.udp:
                 self._hook("sl_udp_drops")
         except UserError:
@@ -444,6 +475,8 @@ class DataPath:
         """Let go of everything: without pins all is detached and freed."""
         self.links.close()
         self.networks.close()
+        if self._task_walk:
+            self._task_walk.destroy()
         while self._jumpers:
             os.close(self._jumpers.popitem()[1].fd)
         for kept in self.kept.values():
@@ -493,6 +526,7 @@ class DataPath:
             sockets["tcp_sockets"] = self.flush_tcp()
         if self._parts.udp:
             sockets["udp_sockets"] = self.flush_udp()
+        self.flush_tasks()
         self.grace_period()  # drains that began elsewhere have landed
         return sockets
 
@@ -519,6 +553,27 @@ class DataPath:
     def flush_udp(self) -> int:
         """Add to the totals what UDP sockets have dropped; return how many there are that did."""
         return self.programs["sl_udp_flush"].run() if self._parts.udp else 0
+
+    def flush_tasks(self) -> None:
+        """Add to the totals what living tasks have sent and received; those that end do it themselves."""
+        if not self._tells_calls:
+            return
+        if self._task_walk is None:
+            self._task_walk = self.programs["sl_task_flush"].attach()
+        self._task_walk.run_iterator()
+
+    def comm_places(self) -> set[tuple[int, ...]]:
+        """Return the places that names of processes have taken: each a cgroup's id and a number."""
+        if not (self._tells_calls and self._parts.tasks):
+            return set()
+        table = self.maps["task_comms"]
+        return {place for keys, _ in table.batches() for place in table.key.unpack_all(keys)}
+
+    def forget_comms(self, places: Iterable[tuple[int, ...]]) -> None:
+        """Give back places."""
+        table = self.maps["task_comms"]
+        for place in places:
+            table.delete(table.key.struct.pack(*place))
 
     def grace_period(self) -> None:
         """Return when every program that runs now has ended (an RCU grace period)."""

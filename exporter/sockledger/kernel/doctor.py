@@ -20,6 +20,7 @@ from sockledger.kernel.features import (
     counts_runs,
     effective_capabilities,
     sees_all_processes,
+    tells_calls,
     too_old,
 )
 from sockledger.kernel.filesystem import is_bpffs, require_mountable
@@ -73,6 +74,7 @@ def examine(cgroupfs: Path | None, bpffs: Path) -> Iterator[Finding]:
         yield _attachment(root)
         if lock.ok or not lock.needed:
             yield _other_daemons(root, bpffs)
+    yield _calls()
     yield _older_connections()
     yield _run_statistics()
 
@@ -131,12 +133,12 @@ def _lock(bpffs: Path) -> Finding:
 def _programs() -> Iterator[Finding]:
     """Load each program alone, with the maps it uses."""
     with closing(open_object()) as listed:
-        names = sorted(listed.programs)
+        names = sorted(name for name in listed.programs if tells_calls() or not name.startswith("sl_task_"))
     for name in names:
         with closing(open_object()) as tried:
             try:
                 tried.choose(name)
-                set_parts(tried, 0, Parts(tcp_histograms=True, peers=True))
+                set_parts(tried, 0, Parts(tcp_histograms=True, peers=True, tasks=True), comms=1)
                 tried.load()
             except libbpf.LoadError as error:
                 yield Finding(f"program {name}", ok=False, detail=str(error))
@@ -160,6 +162,16 @@ def _other_daemons(root: CgroupRoot, bpffs: Path) -> Finding:
     others = set(hot_paths(root.id)) - Pins(bpffs).link_ids(HOT_PATH)
     detail = f"one is attached to {root.path}: another would wait" if others else "none is attached"
     return Finding("other daemons", ok=True, detail=detail)
+
+
+def _calls() -> Finding:
+    on = tells_calls()
+    detail = "what processes send and receive is counted in their own storage"
+    if not sees_all_processes():
+        detail = "each is added at once, which takes longer: this is a pid namespace of its own"
+    if not on:
+        detail = "not on this kernel (sock_send_length, Linux 6.3): no AF_UNIX, and nothing by process"
+    return Finding("calls on sockets", on, detail, needed=False)
 
 
 def _older_connections() -> Finding:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sockledger.errors import UserError
@@ -78,6 +79,12 @@ def sees_all_processes() -> bool:
 def forbids_reading() -> bool:
     """Whether the kernel lets no program read its memory, as TCP's and UDP's do (lockdown(7))."""
     return LOCKDOWN.exists() and "[confidentiality]" in LOCKDOWN.read_text()
+
+
+@cache
+def tells_calls() -> bool:
+    """Whether the kernel tells what calls on sockets have moved (sock_send_length; since 6.3)."""
+    return b"\0btf_trace_sock_send_length\0" in BTF.read_bytes()
 
 
 def counts_runs() -> bool:

@@ -45,6 +45,8 @@ _POLICIES = {
     "cgroup_labels": Policy(Entries.COPIED),
     "tcp_sockets": Policy(Entries.FIXED),
     "udp_sockets": Policy(Entries.FIXED),
+    "tasks": Policy(Entries.FIXED),
+    "task_comms": Policy(Entries.FIXED),
     "lease": Policy(Entries.FIXED),
     "class_names": Policy(Entries.COPIED),
     # a seat whose peer is not known here is looked up again

@@ -50,6 +50,6 @@ def advice(error: LoadError | OSError) -> str:
     if forbids_reading():
         return (
             "the kernel is locked down (confidentiality): leave out what reads sockets "
-            "(--no-collector.tcp --no-collector.listeners --no-collector.udp)"
+            "(--no-collector.tcp --no-collector.listeners --no-collector.udp --no-collector.unix)"
         )
     return "see sockledger doctor"

@@ -8,9 +8,10 @@ from sockledger.kernel.libbpf import Map
 from sockledger.kernel.move import Mover
 
 # Maps of sums, but for the totals.
-SUMS = ("tcp_totals", "listen_totals", "listen_queues", "tcp_histograms", "udp_totals")
+SUMS = ("tcp_totals", "listen_totals", "listen_queues", "tcp_histograms", "udp_totals", "task_totals")
 # Members that are no counters: what there is now.
 GAUGES = ("connections[", "sockets[")
+TASK_TOTALS = "task_totals"
 # Of what lives only from one flush to the next.
 QUEUES = "listen_queues"
 
@@ -26,6 +27,8 @@ CLASSES_PER_CGROUP = 3
 RETIRED_TOTALS = 8
 # A cgroup may listen on many ports.
 LEAST_PORTS = 1024
+# Where processes are told apart: a few names, each with the families that it uses.
+TASKS_PER_CGROUP = 6
 
 
 class Traffic(NamedTuple):
@@ -64,8 +67,9 @@ class Sums:
         return tuple(map(self.fields.index, names))
 
     def make_overflow(self) -> None:
-        """Make the entry that takes what finds no room."""
-        self._table.make(bytes(self._table.key_size))
+        """Make the entries that take what finds no room: cgroup 0's, for each value of an enum in the key."""
+        for members in product(*(field.names or (0,) for field in self._key.fields)):
+            self._table.make(self._key.struct.pack(*members))
 
     def clear(self) -> None:
         """Delete all."""

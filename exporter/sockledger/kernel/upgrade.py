@@ -94,13 +94,19 @@ def _move(source: Table, target: Map, layouts: Layouts, overflow: Map) -> int:
     to = SumsMap(target, target.key if key else INDEX, target.value)
     if target.name == "totals":
         return move_all(moved, to, SumsMap(overflow, INDEX, overflow.value), partial(_overflow_key, to.key))
-    return move_all(moved, to, to, lambda _: bytes(target.key_size))
+    return move_all(moved, to, to, partial(_others_key, to.key))
 
 
 def _overflow_key(layout: Layout, key: bytes) -> bytes:
     """Return where in the overflow a total counts for which there is no room."""
     members = layout.unpack(key)
     return INDEX.pack(index=members["protocol"] * len(layout.field("family").names) + members["family"])
+
+
+def _others_key(layout: Layout, key: bytes) -> bytes:
+    """Return where other sums count for which there is no room: with cgroup 0's, by what is an enum."""
+    members = layout.unpack(key)
+    return layout.pack(**{field.name: members[field.name] for field in layout.fields if field.names})
 
 
 def _copy(source: Table, target: Map, layouts: Layouts) -> int:

@@ -142,14 +142,20 @@ class Births:
         """Whether a daemon before was about to take away a counter's sums, and did not come to its `end`."""
         return bool(self._ending) and self._key(group, labels, table) in self._ending
 
-    def end(self, group: str, labels: Labels, table: str = "") -> None:
-        """Note that a counter is gone: one with its labels is a new one, and starts at 0."""
+    def end(self, group: str, labels: Labels, table: str = "", owner: Workload | None = None) -> None:
+        """Note that a counter is gone: one with its labels is a new one, and starts at 0.
+
+        Collectors' series of its *owner* are made anew.
+        """
         key = self._key(group, labels, table)
         self._written.discard(key)
         self._ending.discard(key)
         self._unwritten.pop(key, None)
         with suppress(KeyError):
             del self._shown[key]
+        for cache in self._caches:
+            if owner:
+                cache.pop(owner, None)
 
     def by_workload(self) -> dict[Workload, _T]:
         """Return a new dict for a collector's series, from which `let_go` deletes workloads."""

@@ -12,7 +12,8 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
-from sockledger.kernel.sums import RETIRED, TotalsKey, Traffic
+from sockledger.kernel.sums import RETIRED, TASK_TOTALS, TotalsKey, Traffic
+from sockledger.ledger import comms
 from sockledger.ledger.births import Births, Owner
 from sockledger.ledger.identities import Identities
 from sockledger.ledger.ports import PORTS, Ports
@@ -35,6 +36,7 @@ WARNINGS = {
     "not all are followed",
     "udp_sockets_full": "too many UDP sockets drop datagrams, or memory is short: drops are missing",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
+    "task_storage": "memory was short for what a task has sent and received: it is counted, only slower",
     "name_full": "there was no room, or no memory, for a cgroup's name, or its path is longer than 414 "
     "bytes: it may count as unknown, raise limits.cgroups, or allow the daemon more memory",
 }
@@ -111,7 +113,6 @@ class Ledger:
         self._births = births or Births({}, clock=clock)
         have_seen = self._births.scrapers.have_seen
         self.ports = Ports(datapath, gone, self._births, clock)
-        self._retirement = Retirement(datapath, gone, have_seen, self._births.end_all, clock)
         self._ended = True  # of what the last daemon ended it may not have told
         self._clock = clock
         self.reconciliation = Reconciliation(*datapath.reconciliation())
@@ -119,6 +120,15 @@ class Ledger:
         self._meters = meters
         self._names = names or Names(root, datapath.cgroups, Naming())
         self._identities = Identities(datapath.cgroup_labels, root.id, most_workloads)
+        self._retirement = Retirement(
+            datapath,
+            gone,
+            have_seen,
+            self._births.end_all,
+            clock,
+            self._identities.of,
+            self._end_comm,
+        )
         self._flushed = float("-inf")
         self._detached: set[str] = set()
         self._lost = datapath.lost_before
@@ -174,7 +184,8 @@ class Ledger:
         self._detached = detached
         self._flushed = time.monotonic()
         sums = self._sums()
-        noted = self.datapath.cgroups.all()  # after the sums: all that are new have been noted
+        places = self.datapath.comm_places()
+        noted = self.datapath.cgroups.all()  # after these: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         asked = {each for each in ids if 0 < each < RETIRED}
         tables = self._tables(totals, sums)
@@ -208,12 +219,15 @@ class Ledger:
             | {"totals": len(totals), "cgroups": len(noted), "cgroup_labels": len(self._identities)}
             | {"label_sets": len(self._retirement.label_sets)}
             | {"class_names": len(self.datapath.networks.names()) - 1}  # other is not noted
+            | ({"task_comms": len(places)} if places else {})
             | {name: len(rows) for name, rows in sums.items()},
             over_limit=self._identities.over_limit,
             seconds=self._flushed - start,
             began=began,
         )
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
+        counting = {self._root.id, *noted, *(key[0] for key in sums.get(TASK_TOTALS, ()))}
+        self.datapath.forget_comms(place for place in places if place[0] not in counting)
         if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
             known: set[Owner] = set(workloads.values())
             known |= {Workload(*each.labels) for each in self._retirement.label_sets}
@@ -221,6 +235,17 @@ class Ledger:
             known |= {(str(number),) for number, each in noted.items() if not each.removed}
             self._births.forget(known | {point.cgroup_ids for point in attach_points})
             self._ended = False
+
+    def _end_comm(self, workload: Workload, key: comms.Key) -> None:
+        """End a name's counter, now that its row's sums count without it."""
+        _, *comm, family, unused = key
+        rows = self.books.sums.get(TASK_TOTALS, {})
+        if ended := rows.pop((workload, (*comm, family, unused)), None):
+            hidden = workload, (*comms.NONE, family, unused)
+            rows[hidden] = tuple(map(_plus, rows[hidden], ended)) if hidden in rows else ended
+        name = self.datapath.labels.socket_family[family]
+        labels = comms.comm_labels(workload, comms.comm_text(comms.comm_of(key)), name)
+        self._births.end(comms.GROUP, labels, TASK_TOTALS, owner=workload)
 
     def _name_of(self, cgroup_id: int, path: str) -> Workload:
         return self._identities.of(cgroup_id) or self._names.of_path(path)

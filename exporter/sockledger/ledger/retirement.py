@@ -22,13 +22,15 @@ All that matters is in the kernel's maps: a daemon that begins between any two s
 
 import hashlib
 import logging
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup, fits
-from sockledger.kernel.sums import RETIRED
+from sockledger.kernel.sums import RETIRED, TASK_TOTALS
+from sockledger.ledger.comms import Comms, comm_of
 from sockledger.ledger.scrapers import RECENT
 from sockledger.workloads.naming import OVERFLOW, Workload
 
@@ -52,6 +54,7 @@ Key = tuple[int, ...]
 # By map: keys, of which the first member is a cgroup's id or a label set's, with their sums.
 Tables = Mapping[str, Collection[tuple[Key, tuple[int, ...]]]]
 Rows = list[tuple[str, Key, tuple[int, ...]]]
+Moves = list[tuple[str, Key, Key]]
 
 
 def label_set_id(workload: Workload) -> int:
@@ -70,11 +73,14 @@ class Retirement:
         have_seen: Callable[[int], bool],
         end_births: Callable[[Collection[Workload]], None],
         clock: Callable[[], int],
+        name_of: Callable[[int], Workload | None],
+        end_comm: Callable[[Workload, Key], None],
     ) -> None:
         """*gone*: for so many seconds at least a cgroup is shown on.
 
         *have_seen* tells whether all scrapers have seen what was at a moment of *clock*. *end_births* is told
-        whose sums have ended, before these can be shown again.
+        whose sums have ended, before these can be shown again, and *end_comm* of which process', by its row.
+        *name_of* has what a cgroup is shown as.
         """
         self._datapath = datapath
         self._gone = int(gone * 1e9)
@@ -86,6 +92,9 @@ class Retirement:
         # of cgroups that are removed, but not released: the last change of their sums, and when it was seen
         self._changes: dict[int, tuple[Rows, int]] = {}
         self._stuck: set[str] = set()  # what could not be done the last time
+        self._name_of = name_of
+        self._end_comm = end_comm
+        self._comms = self._comms_of({}, (), 0)
 
     @property
     def label_sets(self) -> Collection[KeptLabelSet]:
@@ -122,6 +131,7 @@ class Retirement:
     def leave(self, renamed: Mapping[int, Workload], tables: Tables) -> set[int]:
         """Have the counters of cgroups stay with what they were shown as; return which find no room there."""
         filled, _ = _rows(tables, renamed, self._label_sets)
+        self._comms = self._comms_of(tables, renamed, sys.maxsize)  # not all may have seen them
         staying = renamed.keys() & filled.keys()
         with self._writing("what is named otherwise keeps its name"):
             for number in list(staying):
@@ -231,6 +241,7 @@ class Retirement:
         self._let_go(short, noted, filled, empty)
 
         # all else writes
+        self._comms = self._comms_of(tables, due, self._datapath.comms)
         with self._writing("what is gone is shown longer"):
             without_room = self._fold_all(due, filled, shown)
             self._make_room(without_room, hidden & self._label_sets.keys(), filled, empty, noted, shown)
@@ -239,6 +250,7 @@ class Retirement:
                     self._note(number, seen=now)
             for number in list(self._have_left()):
                 self._note(number, left=0)
+        self._comms = self._comms_of({}, (), 0)  # lets go of the tables
         return over
 
     @contextmanager
@@ -349,7 +361,8 @@ class Retirement:
         new = label_set not in self._label_sets
         if new and (len(self._label_sets) >= self._datapath.label_sets.room or not fits(workload)):
             return {LABEL_SETS}
-        if full := self._make_rows(rows, label_set):
+        moves = self._moves(rows, workload, label_set)
+        if full := self._make_rows(moves):
             return full
         if new:
             made = KeptLabelSet(self._clock(), 0, workload)
@@ -358,24 +371,48 @@ class Retirement:
             self._label_sets[label_set] = made
         if left:
             self._note(label_set, left=left)
-        for table, key, _ in rows:
-            sums, target = self._datapath.kept[table], (label_set, *key[1:])
-            if left:
+        self._move(moves, workload, counters=bool(left))
+        return None
+
+    def _comms_of(self, tables: Tables, leaving: Collection[int], most: int) -> Comms:
+        def name_of(number: int) -> Workload | None:
+            kept = self._label_sets.get(number)
+            return Workload(*kept.labels) if kept else self._name_of(number)
+
+        return Comms(tables.get(TASK_TOTALS, ()), most, name_of, leaving)
+
+    def _moves(self, rows: Rows, workload: Workload, number: int) -> Moves:
+        """Return the keys of rows of *workload*, and where their sums go, as a rule to those of *number*."""
+        return [
+            (
+                table,
+                key,
+                self._comms.target(key, workload, number) if table == TASK_TOTALS else (number, *key[1:]),
+            )
+            for table, key, _ in rows
+        ]
+
+    def _make_rows(self, moves: Moves) -> set[str]:
+        """Make the rows that sums are moved to; return the maps that have no room for one."""
+        return {table for table, _, target in moves if not self._datapath.kept[table].make(target)}
+
+    def _move(self, moves: Moves, workload: Workload, *, counters: bool = False) -> None:
+        """Move sums, or *counters* alone."""
+        for table, key, target in moves:
+            sums = self._datapath.kept[table]
+            if counters:
                 sums.move_counters(key, target)
             else:
                 sums.move(key, target)
-        return None
+            if table == TASK_TOTALS and comm_of(target) != comm_of(key):
+                self._end_comm(workload, key)
 
-    def _make_rows(self, rows: Rows, target: int) -> set[str]:
-        """Make rows like these for another; return the maps that have no room for one."""
-        return {table for table, key, _ in rows if not self._datapath.kept[table].make((target, *key[1:]))}
-
-    def _join(self, rows: Rows, host: int) -> bool:
+    def _join(self, rows: Rows, workload: Workload, host: int) -> bool:
         """Move a cgroup's sums to those of another that is shown as it is; return whether there was room."""
-        if self._make_rows(rows, host):
+        moves = self._moves(rows, workload, host)
+        if self._make_rows(moves):
             return False
-        for table, key, _ in rows:
-            self._datapath.kept[table].move(key, (host, *key[1:]))
+        self._move(moves, workload)
         return True
 
     def _make_room(
@@ -438,7 +475,7 @@ class Retirement:
                     others,
                     key=lambda other: (other in noted, other not in without_room, other not in released),
                 )
-                if self._join(filled[number], host):
+                if self._join(filled[number], workload, host):
                     cgroups[workload].remove(number)
             elif number in released and workload != OVERFLOW and not self._have_left_to(workload):
                 # its label set, if there is one, ends with it: a part would be a counter that has fallen
