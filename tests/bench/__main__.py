@@ -1,6 +1,6 @@
 """Measures sockledger against what would be used in its place.
 
-Usage: python -m tests.bench [packets|tcp|flush|scrape|rendering|memory ...], as root.
+Usage: python -m tests.bench [packets|tcp|calls|flush|scrape|rendering|memory ...], as root.
 """
 
 import os
@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.bench import flush, memory, packets, rendering, scrape, tcp
+from tests.bench import calls, flush, memory, packets, rendering, scrape, tcp
 
 PARTS = {
     "packets": packets.run,
     "tcp": tcp.run,
+    "calls": calls.run,
     "flush": flush.run,
     "scrape": scrape.run,
     "rendering": rendering.run,

@@ -167,7 +167,8 @@ class Contender:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
+def nothing() -> Iterator[None]:
+    """Attach nothing."""
     yield
 
 
@@ -271,7 +272,7 @@ def _print_rates(binary: Path, below: Cgroups, floor: Object) -> None:
         root, ours = stack.enter_context(_data_path(below.path))
         _, without_tcp = stack.enter_context(_data_path(below.path, tcp=False))
         contenders = [
-            Contender(NOTHING, _nothing, {}),
+            Contender(NOTHING, nothing, {}),
             empty_contender(floor, root.fd),
             our_contender(WITHOUT_TCP, without_tcp),
             our_contender(OURS, ours),

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * TCP over loopback, client and server a process each on one CPU, in a network namespace of their own.
+ * TCP over loopback, client and server a process each on one CPU, in a network namespace of their own; or
+ * AF_UNIX between the two.
  *
- * Usage: tcp_load connections|requests CPU CLIENT_CGROUP SERVER_CGROUP
+ * Usage: tcp_load connections|requests|unix CPU CLIENT_CGROUP SERVER_CGROUP
  *
  * Each number on standard input has it make as many transactions: connect, request, response, close; or
  * request and response of 1 byte over each of some connections in turn. It answers how many seconds that
@@ -121,14 +122,21 @@ static int respond(int fd)
 	return 1;
 }
 
+/* For as long as requests come on each in turn. */
+static void respond_in_turn(const int *fds)
+{
+	for (int i = 0, more = 1; more; i = (i + 1) % CONNECTIONS)
+		more = respond(fds[i]);
+}
+
 static void serve(int listener, int keep)
 {
 	int fds[CONNECTIONS], fd;
 
 	for (int i = 0; keep && i < CONNECTIONS; i++)
 		fds[i] = accept_from(listener);
-	for (int i = 0; keep; i = (i + 1) % CONNECTIONS)
-		keep = respond(fds[i]);
+	if (keep)
+		respond_in_turn(fds);
 	for (;;) {
 		fd = accept_from(listener);
 		while (respond(fd))
@@ -145,18 +153,17 @@ static double now(void)
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-static void ask(const struct sockaddr_in *address, int keep)
+/* Over *fds* in turn, or over a new connection each time. */
+static void ask(const int *fds, const struct sockaddr_in *address)
 {
-	int fds[CONNECTIONS], fd, next = 0;
+	int fd, next = 0;
 	double begin;
 	long count;
 
-	for (int i = 0; keep && i < CONNECTIONS; i++)
-		fds[i] = connect_to(address);
 	while (scanf("%ld", &count) == 1) {
 		begin = now();
 		while (count--) {
-			if (keep) {
+			if (fds) {
 				request(fds[next]);
 				next = (next + 1) % CONNECTIONS;
 			} else {
@@ -170,25 +177,47 @@ static void ask(const struct sockaddr_in *address, int keep)
 	}
 }
 
+static void make_pairs(int *near, int *far)
+{
+	int pair[2];
+
+	for (int i = 0; i < CONNECTIONS; i++) {
+		check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), "socketpair");
+		near[i] = pair[0];
+		far[i] = pair[1];
+	}
+}
+
 int main(int argc, char **argv)
 {
+	int keep, local, listener = -1, fds[CONNECTIONS], theirs[CONNECTIONS];
 	struct sockaddr_in address;
-	int keep, listener;
 
 	if (argc != 5) {
-		fprintf(stderr, "Usage: %s connections|requests CPU CLIENT_CGROUP SERVER_CGROUP\n", argv[0]);
+		fprintf(stderr, "Usage: %s connections|requests|unix CPU CLIENT_CGROUP SERVER_CGROUP\n",
+			argv[0]);
 		return 2;
 	}
 	keep = !strcmp(argv[1], "requests");
+	local = !strcmp(argv[1], "unix");
 	enter_new_netns();
 	take_cpu(atoi(argv[2]));
 	enter_cgroup(argv[4]);
-	listener = listen_on_loopback(&address);
+	if (local)
+		make_pairs(fds, theirs);
+	else
+		listener = listen_on_loopback(&address);
 	if (!check(fork(), "fork")) {
 		check(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
-		serve(listener, keep);
+		if (local)
+			respond_in_turn(theirs);
+		else
+			serve(listener, keep);
+		return 0;
 	}
 	enter_cgroup(argv[3]);
-	ask(&address, keep);
+	for (int i = 0; keep && i < CONNECTIONS; i++)
+		fds[i] = connect_to(&address);
+	ask(keep || local ? fds : NULL, &address);
 	return 0;
 }
