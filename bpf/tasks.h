@@ -81,7 +81,7 @@ struct comm_place {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144);
+	__uint(max_entries, 32768);
 	__type(key, struct comm_place);
 	__type(value, struct comm);
 } task_comms SEC(".maps");

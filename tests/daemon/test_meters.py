@@ -127,7 +127,7 @@ def test_more_meters_than_the_limit_allows(place: Surroundings, netns: Netns) ->
     with ExitStack() as stack:
         cgroups = [stack.enter_context(new_cgroup(place.cgroup.path, f"c{n}")) for n in range(40)]
         flag = place.configure(f"attach: {{meters: ['/*']}}\n{FAST}")
-        daemon = place.run(flag, prefix=("prlimit", "--nofile=200:200"))
+        daemon = place.run(flag, prefix=("prlimit", "--nofile=264:264"))
         assert len(points(daemon.settled())) == 1 + 18
         for cgroup in cgroups:
             send_datagrams(netns, cgroup, cgroup)
@@ -137,7 +137,7 @@ def test_more_meters_than_the_limit_allows(place: Surroundings, netns: Netns) ->
         for _ in range(200):
             stack.enter_context(closing(socket.create_connection(("127.0.0.1", daemon.port))))
         assert daemon.page().sum("scrape_collector_success") == 7
-        assert daemon.lines("all 50 connections are in use") == 1
+        assert daemon.lines("all 66 connections are in use") == 1
 
 
 def test_hidden_and_alike(place: Surroundings, netns: Netns) -> None:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 # File descriptors: half of all are for meters, but for those that the daemon has open anyway.
 _DESCRIPTORS = 2
-_RESERVED = 64
+_RESERVED = 96
 
 
 class Meters:

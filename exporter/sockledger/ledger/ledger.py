@@ -219,7 +219,7 @@ class Ledger:
             | {"totals": len(totals), "cgroups": len(noted), "cgroup_labels": len(self._identities)}
             | {"label_sets": len(self._retirement.label_sets)}
             | {"class_names": len(self.datapath.networks.names()) - 1}  # other is not noted
-            | ({"task_comms": len(places)} if places else {})
+            | {"task_comms": len(places)}
             | {name: len(rows) for name, rows in sums.items()},
             over_limit=self._identities.over_limit,
             seconds=self._flushed - start,
