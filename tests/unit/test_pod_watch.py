@@ -134,6 +134,15 @@ def answers(watch: PodWatch) -> bool:
     return watch.answers
 
 
+def assert_unanswered(api: Api, watch: PodWatch) -> None:
+    """It comes to nothing, nor does it answer in between, however often it is tried."""
+    eventually(lambda: not answers(watch))
+    before = api.watches
+    while api.watches < before + 9:
+        assert not answers(watch)
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def api() -> Iterator[Api]:
     server = Api()
@@ -342,11 +351,7 @@ def test_a_watch_that_is_forbidden_where_a_list_is_not(
     caplog.set_level(logging.INFO)
     api.watch_answer = 403, FORBIDDEN
     watch = watching()
-    eventually(lambda: not answers(watch))
-    before = api.watches
-    while api.watches < before + 9:
-        assert not answers(watch)
-        time.sleep(0.001)
+    assert_unanswered(api, watch)
     api.watch_answer = None
     eventually(lambda: answers(watch))
     said, back = [each for each in caplog.records if each.name == module.__name__]
@@ -379,11 +384,7 @@ def test_a_watch_that_is_granted_and_broken(
     caplog.set_level(logging.INFO)
     api.watch_answer = answer
     watch = watching()
-    eventually(lambda: not answers(watch))
-    before = api.watches
-    while api.watches < before + 9:
-        assert not answers(watch)
-        time.sleep(0.001)
+    assert_unanswered(api, watch)
     assert len([each for each in caplog.records if each.name == module.__name__]) == 1
 
 

@@ -153,8 +153,8 @@ class Births:
         self._unwritten.pop(key, None)
         with suppress(KeyError):
             del self._shown[key]
-        for cache in self._caches:
-            if owner:
+        if owner:
+            for cache in self._caches:
                 cache.pop(owner, None)
 
     def by_workload(self) -> dict[Workload, _T]:

@@ -226,8 +226,8 @@ class Ledger:
             began=began,
         )
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
-        counting = {self._root.id, *noted, *(key[0] for key in sums.get(TASK_TOTALS, ()))}
-        self.datapath.forget_comms(place for place in places if place[0] not in counting)
+        known_ids = {self._root.id, *noted, *(key[0] for key in sums.get(TASK_TOTALS, ()))}
+        self.datapath.forget_comms(place for place in places if place[0] not in known_ids)
         if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
             known: set[Owner] = set(workloads.values())
             known |= {Workload(*each.labels) for each in self._retirement.label_sets}
