@@ -3,7 +3,7 @@
  * Names of cgroups, noted as they are made, so that those are named that are gone before anybody looks; and
  * their ends. Both tracepoints are those of all hierarchies, and cgroup v1's have the same ids.
  */
-#include "drain.h"
+#include "totals.h"
 #include "hook.h"
 #include "socket.h"
 #include <bpf/bpf_core_read.h>

@@ -79,6 +79,8 @@ struct refcount {
 	struct atomic refs;
 };
 
+struct bpf_local_storage;
+
 struct sock_common {
 	__be32 skc_daddr;
 	struct in6_addr skc_v6_daddr;
@@ -104,6 +106,7 @@ struct sock {
 	struct atomic sk_drops;
 	struct numa_drop_counters *sk_drop_counters;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct bpf_local_storage *sk_bpf_storage;
 	__u8 sk_kern_sock : 1;
 };
 

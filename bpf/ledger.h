@@ -43,9 +43,9 @@ struct socket_counts {
 	__u64 owner;
 	__u64 cgroup_id;
 	enum protocol protocol : 16;
-	__u16 peer;			     /* class of the remote address; 0: there are no networks */
-	__u16 tag;			     /* 0: none */
-	__u16 generation;		     /* of what the tag means; 0 until something can change it */
+	__u16 peer; /* class of the remote address; 0: there are no networks */
+	__u16 tag;  /* its number in the cgroup; 0: none */
+	__u16 unused;
 	__u64 address;			     /* of struct sock, if it is a TCP or UDP socket's */
 	__u64 pending[FAMILIES][DIRECTIONS]; /* PENDING(bytes, packets) */
 };

@@ -9,7 +9,7 @@
 #include <bpf/bpf_helpers.h>
 
 #define WORDS	  128 /* of a value, at most */
-#define KEY_WORDS 4
+#define KEY_WORDS 5
 #define DROPPED	  255
 
 /* kernel/move.py knows these two, too. */

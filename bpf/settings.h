@@ -15,6 +15,7 @@ const volatile struct settings {
 	__u8 tasks;	   /* by comm, and all families; else AF_UNIX alone */
 	__u8 tasks_unseen; /* to a walk over tasks: they are in other pid namespaces */
 	__u32 comms;	   /* that are told apart in a cgroup */
+	__u32 tags;	   /* the same; 0: nobody may tag */
 } settings SEC(".rodata.settings") = {};
 
 #endif

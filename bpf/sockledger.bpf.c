@@ -2,6 +2,8 @@
 /* The kernel half of sockledger, one object; each header is a concern and tells its part of the story. */
 #include "ledger.h"	 /* what is kept: layouts and maps */
 #include "kept.h"	 /* what user space keeps beside it */
+#include "totals.h"	 /* what they are added to */
+#include "tags.h"	 /* what users call sockets */
 #include "drain.h"	 /* from a socket's pending counts to the totals */
 #include "traffic.h"	 /* the hot path: every packet */
 #include "flush.h"	 /* all sockets at once */

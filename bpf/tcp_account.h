@@ -3,7 +3,7 @@
 #ifndef SOCKLEDGER_TCP_ACCOUNT_H
 #define SOCKLEDGER_TCP_ACCOUNT_H
 
-#include "drain.h"
+#include "totals.h"
 #include "peers.h"
 #include "socket.h"
 #include "tcp.h"

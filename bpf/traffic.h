@@ -7,6 +7,7 @@
 #include "lease.h"
 #include "peers.h"
 #include "seats.h"
+#include "tags.h"
 #include "tcp_sockets.h"
 #include "udp.h"
 #include <bpf/bpf_core_read.h>
@@ -156,7 +157,7 @@ static __noinline int meet_peer(struct __sk_buff *skb, enum direction direction,
 	return 0;
 }
 
-/* Whether a seat is the socket's, and counts for the class of the packet's peer. */
+/* Whether a seat is the socket's, and counts for its tag and for the class of the packet's peer. */
 static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 index, __u64 cookie,
 				       struct __sk_buff *skb, enum direction direction)
 {
@@ -164,12 +165,12 @@ static __always_inline bool is_seat_of(const struct socket_counts *s, __u32 inde
 
 	if (owner != cookie)
 		return false;
-	if (!settings.peers)
-		return !s->peer;
 	/* where to read depends on the owner, so no CPU reads what was there before him */
 	asm volatile("" : "+r"(owner));
 	index += owner - cookie;
-	return is_of_peer(index, skb, family_of(skb), direction);
+	if (s->tag != noted_tag_of(skb, s))
+		return false;
+	return settings.peers ? is_of_peer(index, skb, family_of(skb), direction) : !s->peer;
 }
 
 static __always_inline void add_pending(struct socket_counts *s, struct __sk_buff *skb, __u32 segments,
@@ -200,7 +201,7 @@ static __always_inline __u64 address_of(struct __sk_buff *skb)
  * NULL if another CPU was first.
  */
 static __always_inline struct socket_counts *claim(__u32 index, __u64 cookie, struct __sk_buff *skb,
-						   const struct peer *peer)
+						   const struct peer *peer, __u32 tag)
 {
 	struct socket_counts *s = seat_at(index);
 	const struct sock *sk;
@@ -221,8 +222,7 @@ static __always_inline struct socket_counts *claim(__u32 index, __u64 cookie, st
 			p->generation = peer->generation;
 		}
 	}
-	s->tag = 0;
-	s->generation = 0;
+	s->tag = tag;
 	s->address = address_of(skb);
 	/* read back as a number: the verifier lets nobody read the socket by skb->sk */
 	sk = (const void *)READ_ONCE(s->address);
@@ -234,18 +234,31 @@ static __always_inline struct socket_counts *claim(__u32 index, __u64 cookie, st
 	return s;
 }
 
-/*
- * Whether a seat of the packet's socket counts for the class of its peer. A connected socket leaves one that
- * does not: it has other networks now, or was connected anew. Others talk to whom they want. Without networks
- * no seat has a class, but for what programs before claimed.
- */
-static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u64 cookie,
-				       struct __sk_buff *skb, const struct peer *peer)
+/* Have a socket take another seat than the one that it has. */
+static __always_inline void leave(struct socket_counts *s, __u64 cookie)
 {
 	const struct sock *sk;
+
+	if (__sync_val_compare_and_swap(&s->owner, cookie, LEFT) != cookie)
+		return;
+	/* or what it has dropped until now would be from before it was met */
+	sk = (const void *)READ_ONCE(s->address);
+	if (settings.udp && sk && s->protocol == UDP)
+		pull_drops(cookie, sk, s->cgroup_id, true);
+}
+
+/*
+ * Whether a seat of the packet's socket counts for its tag and the class of its peer. It leaves one of
+ * another tag. A connected socket leaves one of another class: it has other networks now, or was connected
+ * anew. Others talk to whom they want. Without networks no seat has a class, but for what programs before
+ * claimed.
+ */
+static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u64 cookie,
+				       struct __sk_buff *skb, const struct peer *peer, __u32 tag)
+{
 	struct seat_peer *p;
 
-	if (s->peer == peer->class) {
+	if (s->tag == tag && s->peer == peer->class) {
 		p = settings.peers ? peer_at(index) : NULL;
 		/* as long as it is this socket's, nobody writes another address, and the class is that of
 		 * both */
@@ -255,20 +268,18 @@ static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u
 		}
 		return true;
 	}
-	if ((!settings.peers || is_connected_to(skb, &peer->address)) &&
-	    __sync_val_compare_and_swap(&s->owner, cookie, LEFT) == cookie) {
-		BRANCH(PEER_LEFT);
-		/* or what it has dropped until now would be from before it was met */
-		sk = (const void *)READ_ONCE(s->address);
-		if (settings.udp && sk && s->protocol == UDP)
-			pull_drops(cookie, sk, s->cgroup_id, true);
+	if (s->tag != tag)
+		BRANCH(TAG_LEFT);
+	if (s->tag != tag || !settings.peers || is_connected_to(skb, &peer->address)) {
+		BRANCH(LEFT);
+		leave(s, cookie);
 	}
 	return false;
 }
 
 /* The socket's seat, or a new one; NULL if there is none for it now. */
 static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_buff *skb,
-						     const struct peer *peer)
+						     const struct peer *peer, __u32 tag)
 {
 	struct socket_counts *s;
 	struct lost_updates *l;
@@ -283,7 +294,7 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 			continue;
 		owner = READ_ONCE(s->owner);
 		if (owner == cookie) {
-			if (counts_for(s, index, cookie, skb, peer)) {
+			if (counts_for(s, index, cookie, skb, peer, tag)) {
 				BRANCH(FURTHER_ON);
 				return s;
 			}
@@ -296,7 +307,7 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 			vacant = way;
 	}
 	if (vacant < WAYS)
-		return claim(seat_number(cookie, vacant), cookie, skb, peer);
+		return claim(seat_number(cookie, vacant), cookie, skb, peer, tag);
 	BRANCH(SOCKETS_FULL);
 	l = lost_updates();
 	if (l)
@@ -305,7 +316,7 @@ static __always_inline struct socket_counts *seat_of(__u64 cookie, struct __sk_b
 }
 
 static __always_inline void write_through(struct __sk_buff *skb, __u32 segments, enum direction direction,
-					  const struct peer *peer)
+					  const struct peer *peer, __u32 tag)
 {
 	struct totals_key key = {};
 	struct totals *t;
@@ -322,23 +333,27 @@ static __always_inline void write_through(struct __sk_buff *skb, __u32 segments,
 		add_receive(t, skb->len, segments);
 	else
 		add_transmit(t, skb->len, segments);
+	if (tag)
+		add_tagged(key.cgroup_id, tag, direction == RECEIVE ? skb->len : 0,
+			   direction == TRANSMIT ? skb->len : 0);
 }
 
-/* All packets but those of a socket that sits at its home, and has the peer that it had. */
+/* All packets but those of a socket that sits at its home, and has the peer and the tag that it had. */
 static __noinline int count_slowly(struct __sk_buff *skb, __u64 cookie, __u32 segments,
 				   enum direction direction)
 {
+	__u32 tag = tag_of(skb);
 	struct socket_counts *s;
 	struct peer peer = {};
 
 	if (settings.peers)
 		meet_peer(skb, direction, &peer);
 	/* without a cookie: not seen so far, these programs run for sockets only */
-	s = cookie ? seat_of(cookie, skb, &peer) : NULL;
+	s = cookie ? seat_of(cookie, skb, &peer, tag) : NULL;
 	if (s)
 		add_pending(s, skb, segments, direction);
 	else
-		write_through(skb, segments, direction, &peer);
+		write_through(skb, segments, direction, &peer, tag);
 	return 0;
 }
 

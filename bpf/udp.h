@@ -6,7 +6,7 @@
 #ifndef SOCKLEDGER_UDP_H
 #define SOCKLEDGER_UDP_H
 
-#include "drain.h"
+#include "totals.h"
 #include "settings.h"
 #include "socket.h"
 

@@ -1,13 +1,15 @@
 """The command line: flags in, exit status out."""
 
 import argparse
+import errno
 import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from socket import socket
 from typing import NoReturn
 
 from sockledger import __version__, config, log
@@ -91,6 +93,8 @@ def _parser() -> _Parser:
         ("check", _add_check_flags, "validate a configuration file"),
         ("uninstall", _add_uninstall_flags, "detach all programs and remove what is pinned in bpffs"),
         ("doctor", _add_doctor_flags, "tell what this kernel and these privileges allow"),
+        ("tag", _add_tag_flags, "say what a socket is for: its traffic is counted per tag, too"),
+        ("untag", _add_untag_flags, "take a socket's tag away"),
     ):
         command = commands.add_parser(
             name,
@@ -217,6 +221,31 @@ def _add_uninstall_flags(parser: _Parser) -> None:
     parser.set_defaults(handler=_uninstall)
 
 
+def _add_tag_flags(parser: _Parser) -> None:
+    _add_socket_flags(parser)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--create", action="store_true", help="refuse if the socket has a tag already")
+    only.add_argument("--replace", action="store_true", help="refuse if the socket has no tag yet")
+    parser.add_argument(
+        "name", metavar="NAME", help="the tag: 1 to 31 ASCII characters without spaces, such as checkout-api"
+    )
+    parser.set_defaults(handler=_tag)
+
+
+def _add_untag_flags(parser: _Parser) -> None:
+    _add_socket_flags(parser)
+    parser.set_defaults(handler=_untag)
+
+
+def _add_socket_flags(parser: _Parser) -> None:
+    group = parser.add_argument_group("Socket")
+    group.add_argument("--pid", type=_number, required=True, metavar="PID", help="a process that has it open")
+    group.add_argument(
+        "--fd", type=_number, required=True, metavar="FD", help="its descriptor there (see /proc/PID/fd)"
+    )
+    _add_bpffs_flag(parser.add_argument_group("Paths"))
+
+
 def _add_config_flag(parser: _Parser, *, required: bool = False) -> None:
     parser.add_argument(
         "--config.file",
@@ -237,6 +266,10 @@ def _add_path_flags(parser: _Parser) -> None:
         metavar="PATH",
         help="mount point of cgroup v2, or a cgroup to count in (default: found in /proc/self/mountinfo)",
     )
+    _add_bpffs_flag(group)
+
+
+def _add_bpffs_flag(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--path.bpffs",
         dest="bpffs",
@@ -285,6 +318,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number, 0 or greater')
+    return int(text)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from sockledger import daemon
     from sockledger.collectors.registry import COLLECTORS
@@ -329,6 +368,37 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     removed = uninstall(arguments.bpffs, arguments.cgroupfs)
     what = f"{removed} pins removed" if removed else "nothing is pinned"
     _print(f"{printable(str(arguments.bpffs))}: {what}")
+    return 0
+
+
+def _tag(arguments: argparse.Namespace) -> int:
+    from sockledger import tags
+
+    modes = {"create": arguments.create, "replace": arguments.replace}
+    return _change_tag(
+        arguments, lambda found: tags.tag(found, arguments.name, bpffs=arguments.bpffs, **modes)
+    )
+
+
+def _untag(arguments: argparse.Namespace) -> int:
+    from sockledger import tags
+
+    return _change_tag(arguments, lambda found: tags.untag(found, bpffs=arguments.bpffs))
+
+
+def _change_tag(arguments: argparse.Namespace, change: Callable[[socket], None]) -> int:
+    from sockledger.kernel.descriptors import socket_of
+
+    with socket_of(arguments.pid, arguments.fd) as found:
+        try:
+            change(found)
+        except ValueError as error:
+            raise UserError(printable(str(error))) from None
+        except OSError as error:
+            if remedy(error) and error.errno != errno.ENOMEM:
+                raise
+            what = error.filename or f"descriptor {arguments.fd} of process {arguments.pid}"
+            raise UserError(f"{printable(what)}: {error.strerror}") from None
     return 0
 
 

@@ -1,7 +1,9 @@
 """What a user may set, checked: the YAML file, key by key, and the flags of ``run``."""
 
 import difflib
+import grp
 import os
+import pwd
 import re
 import stat
 import warnings
@@ -23,6 +25,8 @@ _MAX_BYTES = 1 << 20
 _MAX_CGROUPS, _MAX_SOCKETS, _MAX_CONNECTIONS = 1_000_000, 10_000_000, 1_000_000
 _MAX_LABEL_SETS = _MAX_WORKLOADS = 1_000_000
 _MAX_COMMS = 1000
+_MAX_TAGS = 64  # as in bpf/tags.h
+_MAX_ID = (1 << 32) - 2  # of users and groups
 _MAX_LEVELS = 64
 _DURATION_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000}
 _DURATION_UNITS |= {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
@@ -68,6 +72,7 @@ class Limits:
     label_sets: int = 4096
     workloads: int = 2000
     comms: int = 20
+    tags: int = 16
 
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
@@ -92,6 +97,14 @@ class Persist:
 
     lease: float = 86400.0  # counting, without a daemon
     gone: float = 600.0  # series of cgroups that are gone
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """Who may tag sockets, by their ids; None: who the daemon runs as."""
+
+    owner: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,7 @@ class Config:
     networks_file: Path | None = None  # with the same
     service_networks: tuple[Network, ...] = ()
     node_networks: tuple[str, ...] = ()  # HOST, SUBNET
+    tags: Tags = field(default_factory=Tags)
 
     @property
     def has_networks(self) -> bool:
@@ -533,6 +547,24 @@ def _limit(most: int) -> _Value:
     return _Value(parse, f"a whole number from 1 to {most}")
 
 
+def _account(kind: str, id_of: Callable[[str], int]) -> _Value:
+    def parse(node: yaml.Node) -> int:
+        if (
+            _has_tag(node, "int")
+            and _WHOLE_NUMBER.fullmatch(node.value)
+            and len(node.value) <= len(str(_MAX_ID))
+        ):
+            number = int(node.value)
+            if 0 <= number <= _MAX_ID:
+                return number
+        try:
+            return id_of(node.value if _has_tag(node, "str") else "")
+        except (KeyError, ValueError):  # a NUL
+            raise ValueError(f"is no {kind} of this machine") from None
+
+    return _Value(parse, f"a {kind}'s name, or a number from 0 to {_MAX_ID}")
+
+
 def _network(node: yaml.Node) -> Network:
     if not _has_tag(node, "str"):
         raise ValueError("is not a string")
@@ -588,6 +620,7 @@ _CONFIG = _Section(
                 "label_sets": _limit(_MAX_LABEL_SETS),
                 "workloads": _limit(_MAX_WORKLOADS),
                 "comms": _limit(_MAX_COMMS),
+                "tags": _limit(_MAX_TAGS),
             },
         ),
         "persist": _Section(
@@ -645,5 +678,12 @@ _CONFIG = _Section(
         "networks_file": _Value(_path, "an absolute path, such as /etc/sockledger/networks.yml"),
         "service_networks": _CIDRS,
         "node_networks": _List(_choice(HOST, SUBNET)),
+        "tags": _Section(
+            Tags,
+            {
+                "owner": _account("user", lambda name: pwd.getpwnam(name).pw_uid),
+                "group": _account("group", lambda name: grp.getgrnam(name).gr_gid),
+            },
+        ),
     },
 )

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sockledger import __version__, config, log, systemd
 from sockledger.collectors.exporter import Exporter
-from sockledger.collectors.registry import PEERS, TASKS, UNIX, Registry
+from sockledger.collectors.registry import PEERS, TAGS, TASKS, UNIX, Registry
 from sockledger.config import ALWAYS, NEVER, Config, ConfigError, Kubernetes, RunOptions
 from sockledger.errors import UserError, remedy
 from sockledger.exposition import text
@@ -33,6 +33,7 @@ from sockledger.kernel.lock import Lock
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import Pins
 from sockledger.kernel.shown import ShownMap
+from sockledger.kernel.tag_pin import TagPin
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import KINDS, Ledger
 from sockledger.web import listen, server
@@ -211,10 +212,15 @@ class Daemon:
             connections=limits.connections,
             label_sets=limits.label_sets,
             comms=limits.comms,
+            tags=limits.tags,
             parts=self._parts(),
             pins=self._pins if self._options.pin else None,
+            tag_pin=self._tag_pin() if self._options.pin else None,
             lease=self._config.persist.lease if self._options.pin else 0,
         )
+
+    def _tag_pin(self) -> TagPin:
+        return TagPin(self._options.bpffs, self._config.tags.owner, self._config.tags.group)
 
     def _parts(self) -> Parts:
         tcp = not self._options.collectors.isdisjoint(("tcp", "listeners"))
@@ -225,11 +231,16 @@ class Daemon:
             peers=PEERS in self._collectors(),
             unix=UNIX in self._collectors(),
             tasks=TASKS in self._collectors(),
+            tags=TAGS in self._collectors(),
         )
 
     def _collectors(self) -> frozenset[str]:
-        """Return the enabled collectors; peers have classes only where there are networks."""
-        return self._options.collectors - (frozenset() if self._config.has_networks else {PEERS})
+        """Return the enabled collectors; peers have classes only where there are networks.
+
+        Nobody can tag without pins.
+        """
+        without_networks = frozenset() if self._config.has_networks else {PEERS}
+        return self._options.collectors - without_networks - (frozenset() if self._options.pin else {TAGS})
 
     async def _wait_until(
         self, free: Callable[[], bool], poll_seconds: float, where: Mapping[str, str]

@@ -12,6 +12,7 @@ from tests.kernel.objects import BPF
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
 from sockledger.kernel.sums import Traffic
+from sockledger.kernel.tag_pin import TagPin
 
 NOTHING = Traffic(0, 0, 0, 0)
 CGROUPS = 1000
@@ -30,6 +31,8 @@ def attached(
     connections: int = CONNECTIONS,
     label_sets: int = 0,
     comms: int = 20,
+    tags: int = 16,
+    tag_pin: TagPin | None = None,
     parts: Parts = ALL_PARTS,
     kind: type[DataPath] = DataPath,
 ) -> Iterator[DataPath]:
@@ -40,6 +43,8 @@ def attached(
         connections=connections,
         label_sets=label_sets,
         comms=comms,
+        tags=tags,
+        tag_pin=tag_pin,
         parts=parts,
         image=image,
     )

@@ -139,8 +139,8 @@ def test_an_entry_that_is_missing(maps: Object) -> None:
 
 
 def test_no_room_for_the_key(maps: Object) -> None:
-    long_key = Table("long", 33, 8)
-    with pytest.raises(ValueError, match="a key of long or old is longer than 32 bytes"):
+    long_key = Table("long", 41, 8)
+    with pytest.raises(ValueError, match="a key of long or old is longer than 40 bytes"):
         Mover(long_key, maps.maps["old"], {})
 
 

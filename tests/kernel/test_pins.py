@@ -72,6 +72,7 @@ from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import KINDS, VERSION, Pins, opened, pin_name, shape
 from sockledger.kernel.shown import ShownMap
 from sockledger.kernel.sums import RETIRED_TOTALS, Traffic
+from sockledger.kernel.tag_pin import TagPin
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import WARNINGS, Ledger
 from sockledger.ledger.reconciliation import Reconciliation
@@ -100,6 +101,7 @@ def start(
     sockets: int = 65536,
     label_sets: int = 0,
     parts: Parts = ALL_PARTS,
+    tag_pin: TagPin | None = None,
     lease: float = DAY,
     image: bytes | None = None,
 ) -> DataPath:
@@ -112,6 +114,7 @@ def start(
         label_sets=label_sets,
         parts=parts,
         pins=pins,
+        tag_pin=tag_pin,
         lease=lease,
         image=image,
     )
@@ -596,9 +599,11 @@ def test_drops_before_a_daemon_that_saw_few(
 def test_what_never_changes(root: CgroupRoot) -> None:
     """Whoever changes the layout of these moves VERSION on: no daemon goes on with entries of the other."""
     path = DataPath(root, cgroups=1, sockets=1, connections=1)
-    assert (VERSION, {name: shape(path.maps[name]) for name in FIXED}) == (
+    assert (VERSION, {name: shape(path.maps[name]) for name in FIXED | {"tags"}}) == (
         "v1",
         {
+            "tag_names": "8097bbd5",
+            "tags": "106d9437",
             "tcp_sockets": "5357cbc0",
             "udp_sockets": "24c173ba",
             "tasks": "8260042d",

@@ -246,7 +246,7 @@ def test_check_of_an_invalid_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert cli.main(["check", "--config.file", str(file)]) == 1
     lines = "".join(
         f"{file}:{n}: {key}: unknown key; allowed: attach, flush, limits, persist, workloads, labels, "
-        "aggregate, include, exclude, networks, networks_file, service_networks, node_networks\n"
+        "aggregate, include, exclude, networks, networks_file, service_networks, node_networks, tags\n"
         for n, key in [(1, "a"), (2, "b")]
     )
     assert capsys.readouterr() == ("", lines)

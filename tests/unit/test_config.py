@@ -22,6 +22,7 @@ from sockledger.config import (
     Limits,
     Persist,
     Rule,
+    Tags,
     Workloads,
     load,
     load_networks,
@@ -38,7 +39,7 @@ MATCH = (
 )
 SECTIONS = (
     "attach, flush, limits, persist, workloads, labels, aggregate, include, exclude, networks, "
-    "networks_file, service_networks, node_networks"
+    "networks_file, service_networks, node_networks, tags"
 )
 CLASS_NAMES = "names of letters, digits, _, . and -, up to 63, with lists of networks"
 ROOT = f"the keys {SECTIONS}"
@@ -102,6 +103,7 @@ workloads:
     node: worker-1.example.org
     pod_labels: [app, app.kubernetes.io/name]
     pod_annotations: [example.org/Team_1]
+tags: {owner: 7, group: root}
 """
     assert load_text(scratch, text) == Config(
         Attach(meters=("/a.slice/*", "/b [1]/?")),
@@ -133,6 +135,7 @@ workloads:
         None,
         (ip_network("10.96.0.0/12"),),
         ("host", "subnet"),
+        Tags(owner=7, group=0),
     )
 
 
@@ -237,7 +240,34 @@ def test_interval_is_the_sum_of_its_parts(
         assert ("is out of range" if text else "is not a duration") in error
 
 
+_USERS, _GROUPS = (f"a {kind}'s name, or a number from 0 to 4294967294" for kind in ("user", "group"))
 RULES = {
+    "owner is nobody's name": (
+        "tags: {owner: no-such-user}",
+        '1: tags.owner: "no-such-user" is no user of this machine',
+        _USERS,
+    ),
+    "group is nobody's name": (
+        'tags: {group: "0"}',
+        '1: tags.group: "0" is no group of this machine',
+        _GROUPS,
+    ),
+    "owner is too large": (
+        "tags: {owner: 4294967295}",
+        "1: tags.owner: 4294967295 is no user of this machine",
+        _USERS,
+    ),
+    "group is negative": ("tags: {group: -1}", "1: tags.group: -1 is no group of this machine", _GROUPS),
+    "group is empty": (
+        "tags: {group: }",
+        "1: tags.group: an empty value is no group of this machine",
+        _GROUPS,
+    ),
+    "tags are too many": (
+        "limits: {tags: 65}",
+        "1: limits.tags: 65 is out of range",
+        "a whole number from 1 to 64",
+    ),
     "root is a list": ("- a", "1: top level: a list is not a mapping", ROOT),
     "root is a string": ("\nhello", '2: top level: "hello" is not a mapping', ROOT),
     "section is a mapping by another tag": (

@@ -42,10 +42,10 @@ MAP_ENTRIES = Metric(
     "Entries in use at the last flush. sockets: seats; tcp_sockets: those that are followed; udp_sockets: "
     "those that have dropped datagrams; cgroups: those that live or are still shown, and in up to seven "
     "eighths of the room those that the kernel has not released; label_sets: of cgroups that are gone; "
-    "shown: counters that scrapers have got; task_comms: names of processes; the others: sums of cgroups and "
-    "label sets.",
+    "shown: counters that scrapers have got; task_comms, tag_names: names of processes and tags; "
+    "the others: sums of cgroups and label sets.",
     ("map",),
-    "bounded maps, up to 17",
+    "bounded maps, up to 19",
 )
 MAP_MAX_ENTRIES = Metric(
     "sockledger_map_max_entries",
@@ -54,7 +54,7 @@ MAP_MAX_ENTRIES = Metric(
     "sockets are not counted, cgroups are named only if they live long enough, for a label set the oldest "
     "ends, counters that were shown begin at 0 again after a restart, sums are those of cgroup other.",
     ("map",),
-    "bounded maps, up to 17",
+    "bounded maps, up to 19",
 )
 KERNEL_MEMORY = Metric(
     "sockledger_kernel_memory_bytes",

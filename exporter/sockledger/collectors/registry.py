@@ -6,9 +6,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sockledger.collectors import attach_points, listeners, peers, programs, tasks, tcp, traffic, udp, unix
+from sockledger.collectors import (
+    attach_points,
+    listeners,
+    peers,
+    programs,
+    tags,
+    tasks,
+    tcp,
+    traffic,
+    udp,
+    unix,
+)
 from sockledger.exposition.family import Family, Metric, MetricType, Series
-from sockledger.kernel.sums import TASK_TOTALS
+from sockledger.kernel.sums import TAGGED_TOTALS, TASK_TOTALS
 from sockledger.ledger.births import Births
 from sockledger.ledger.ledger import Ledger
 
@@ -34,7 +45,7 @@ class CollectorSpec:
 
 
 PEERS = "peers"
-TASKS, UNIX = "tasks", "unix"
+TAGS, TASKS, UNIX = "tags", "tasks", "unix"
 
 COLLECTORS: Mapping[str, CollectorSpec] = {
     "traffic": CollectorSpec(
@@ -69,6 +80,12 @@ COLLECTORS: Mapping[str, CollectorSpec] = {
         "bytes and calls per process name, sockets of all families (Linux 6.3 or later)",
         default=False,
         sums=TASK_TOTALS,
+    ),
+    TAGS: CollectorSpec(
+        tags.TagsCollector,
+        tags.METRICS,
+        "bytes per workload and tag, of sockets that somebody has tagged",
+        sums=TAGGED_TOTALS,
     ),
     "programs": CollectorSpec(
         programs.ProgramsCollector, programs.METRICS, "the BPF programs and maps: runs, attachment, how full"

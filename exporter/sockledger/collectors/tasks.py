@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from sockledger.exposition.family import Family, Metric, MetricType, Series
 from sockledger.kernel.sums import TASK_TOTALS
 from sockledger.ledger.births import Births
-from sockledger.ledger.comms import GROUP, comm_labels, shown_as
 from sockledger.ledger.ledger import Ledger
+from sockledger.ledger.splits import COMMS
 from sockledger.workloads.naming import Workload
 
 _SPLIT = ("comm", "family")
@@ -44,7 +44,7 @@ class TasksCollector:
         """Return all families of `METRICS`."""
         sums: defaultdict[tuple[Workload, str, int], list[int]] = defaultdict(lambda: [0] * len(METRICS))
         for (workload, (*comm, family, _)), record in self._ledger.books.sums[TASK_TOTALS].items():
-            name = shown_as(workload, tuple(comm))
+            name = COMMS.shown_as(workload, tuple(comm))
             if name and any(record[: len(METRICS)]):
                 of = sums[workload, name, family]
                 of[:] = map(int.__add__, of, record[: len(METRICS)])
@@ -55,6 +55,6 @@ class TasksCollector:
     def _of(self, workload: Workload, comm: str, family: int) -> Series:
         of_workload = self._series.setdefault(workload, {})
         if (comm, family) not in of_workload:
-            labels = comm_labels(workload, comm, self._families[family])
-            of_workload[comm, family] = self._births.series(GROUP, labels, workload, TASK_TOTALS)
+            labels = COMMS.labels(workload, comm, self._families[family])
+            of_workload[comm, family] = self._births.series(COMMS.group, labels, workload, TASK_TOTALS)
         return of_workload[comm, family]

@@ -35,9 +35,11 @@ from sockledger.kernel.pins import Pins, opened_map, pin_name
 from sockledger.kernel.sums import (
     CLASSES_PER_CGROUP,
     LEAST_PORTS,
+    PLACES,
     QUEUES,
     RETIRED_TOTALS,
     SUMS,
+    TAGGED_TOTALS,
     TASK_TOTALS,
     TASKS_PER_CGROUP,
     TOTALS_PER_CGROUP,
@@ -46,6 +48,7 @@ from sockledger.kernel.sums import (
     TotalsKey,
     Traffic,
 )
+from sockledger.kernel.tag_pin import TagPin
 from sockledger.kernel.upgrade import bring_home, flush_others, sums_everywhere
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is counted beside traffic; members of struct settings, but for *unix*."""
+    """What is counted beside traffic; members of struct settings, but for *unix* and *tags*."""
 
     tcp: bool = True
     tcp_histograms: bool = False
@@ -83,6 +86,7 @@ class Parts:
     peers: bool = False
     unix: bool = True
     tasks: bool = False  # what processes send and receive by sockets of all families, AF_UNIX among them
+    tags: bool = True
 
 
 class _Jumper(NamedTuple):
@@ -110,13 +114,16 @@ ATTACHED = {
 }
 
 
-def set_parts(opened: Object, root_id: int, parts: Parts, lease: int = 0, comms: int = 0) -> None:
+def set_parts(
+    opened: Object, root_id: int, parts: Parts, lease: int = 0, comms: int = 0, tags: int = 0
+) -> None:
     """Set what the programs of an object will count, in which cgroup, and for how many jiffies on end.
 
-    In each cgroup so many *comms* are told apart.
+    In each cgroup so many *comms* and *tags* are told apart.
     """
     flags = asdict(parts)
     del flags["unix"]
+    flags["tags"] = tags if parts.tags else 0
     unseen = not sees_all_processes()
     value = opened.btf.struct("settings").pack(
         root=root_id, lease=lease, comms=comms, tasks_unseen=unseen, **flags
@@ -140,23 +147,26 @@ class DataPath:
         connections: int,
         label_sets: int = 0,
         comms: int = 20,
+        tags: int = 16,
         parts: Parts = Parts(),
         pins: Pins | None = None,
+        tag_pin: TagPin | None = None,
         lease: float = 0.0,
         image: bytes | None = None,
     ) -> None:
         """Load the object. *cgroups* and *label_sets* limit what has sums of its own.
 
         *sockets* limits how many have a seat of their own, *connections* the TCP sockets that are followed,
-        *comms* the names of processes that are told apart in a cgroup.
-        *lease*, in seconds, is for how long is counted without a flush; 0: for good. UserError if the kernel
-        refuses to load it, or the pins are of another cgroup or version.
+        *comms* and *tags* the names of processes and of sockets that are told apart in a cgroup. *tag_pin* is
+        where others tag sockets. *lease*, in seconds, is for how long is counted without a flush; 0: for
+        good. UserError if the kernel refuses to load it, or the pins are of another cgroup or version.
         """
         self._root = root
         self._object = open_object(image=image)
         self._parts = parts
         self._tells_calls = (parts.unix or parts.tasks) and tells_calls()
         self._pins = pins
+        self._tag_pin = tag_pin if parts.tags else None
         self.programs = self._object.programs
         # without the object's variables
         self.maps = {name: each for name, each in self._object.maps.items() if "." not in name}
@@ -164,7 +174,7 @@ class DataPath:
         self._jumpers: dict[str, _Jumper] = {}
         self._hooks: dict[str, int] = {}  # the ids of the programs in their slots
 
-        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()), comms)
+        set_parts(self._object, root.id, parts, round(lease * ticks_per_second()), comms, tags)
         for name, program in self.programs.items():
             if name == "sl_older":
                 program.set_autoload(parts.tcp or parts.udp)
@@ -192,6 +202,8 @@ class DataPath:
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
+        if self._tag_pin:
+            self._tag_pin.take_over(self.maps["tags"])
         if pins:
             self._take_over_maps(pins)
         try:
@@ -224,11 +236,15 @@ class DataPath:
         self.cgroup_labels = CgroupLabels(self.maps["cgroup_labels"])
         self.label_sets = KeptLabelSets(self.maps["label_sets"], label_sets)
         self.networks = Networks(self.maps, self._peers_counted)
-        self.comms = comms
+        self.most_names = {TASK_TOTALS: comms, TAGGED_TOTALS: tags}
         self._task_walk: Link | None = None  # made at the first flush
         self.closable = self.maps["closing"].value_size // 8  # so many cgroups at a time
         if pins:
             self._keep_maps(pins)
+        if self._tag_pin:
+            self._tag_pin.keep(self.maps["tags"])
+        elif tag_pin:
+            tag_pin.remove()  # or they would tag, and nobody count
 
     def _counts(self, name: str) -> bool:
         """Whether the part that a map or a program of this name belongs to is counted."""
@@ -245,6 +261,8 @@ class DataPath:
                 return not forbids_reading()
             case "seat":
                 return self._parts.peers
+            case "tag" | "tags" | "tagged":
+                return self._parts.tags
         return True
 
     # ---- pins
@@ -458,7 +476,10 @@ class DataPath:
             pins.keep(jumper.fd, pins.hook(name))
         self.links.pin_again(pins)
         self._pin_maps(pins, pins.keep)
-        if again := pins.names() - before:
+        again = pins.names() - before
+        if self._tag_pin and self._tag_pin.keep(self.maps["tags"]):
+            again.add("tags")
+        if again:
             logger.warning("pinned again", extra={"pins": ", ".join(sorted(again))})
 
     def _owns(self, pins: Pins) -> bool:
@@ -562,16 +583,21 @@ class DataPath:
             self._task_walk = self.programs["sl_task_flush"].attach()
         self._task_walk.run_iterator()
 
-    def comm_places(self) -> set[tuple[int, ...]]:
-        """Return the places that names of processes have taken: each a cgroup's id and a number."""
-        if not (self._tells_calls and self._parts.tasks):
-            return set()
-        table = self.maps["task_comms"]
-        return {place for keys, _ in table.batches() for place in table.key.unpack_all(keys)}
+    def places(self) -> dict[str, set[tuple[int, ...]]]:
+        """Return the places that names have taken, by map of `PLACES`: each a cgroup's id and a number."""
+        return {
+            name: {
+                place
+                for keys, _ in self.maps[name].batches()
+                for place in self.maps[name].key.unpack_all(keys)
+            }
+            for name in PLACES.values()
+            if self._counts(name)
+        }
 
-    def forget_comms(self, places: Iterable[tuple[int, ...]]) -> None:
+    def forget_places(self, name: str, places: Iterable[tuple[int, ...]]) -> None:
         """Give back places."""
-        table = self.maps["task_comms"]
+        table = self.maps[name]
         for place in places:
             table.delete(table.key.struct.pack(*place))
 

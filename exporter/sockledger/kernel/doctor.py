@@ -138,7 +138,7 @@ def _programs() -> Iterator[Finding]:
         with closing(open_object()) as tried:
             try:
                 tried.choose(name)
-                set_parts(tried, 0, Parts(tcp_histograms=True, peers=True, tasks=True), comms=1)
+                set_parts(tried, 0, Parts(tcp_histograms=True, peers=True, tasks=True), comms=1, tags=1)
                 tried.load()
             except libbpf.LoadError as error:
                 yield Finding(f"program {name}", ok=False, detail=str(error))

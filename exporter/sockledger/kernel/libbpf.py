@@ -474,6 +474,8 @@ class OpenMap(Table):
         info = _info(fd, _MapInfo())
         super().__init__(info.name.decode(), info.key_size, info.value_size)
         self.id = int(info.id)
+        self.type = int(info.type)
+        self.flags = int(info.map_flags)
         self.max_entries = info.max_entries
         self._fd = fd
 

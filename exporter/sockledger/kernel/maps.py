@@ -47,12 +47,15 @@ _POLICIES = {
     "udp_sockets": Policy(Entries.FIXED),
     "tasks": Policy(Entries.FIXED),
     "task_comms": Policy(Entries.FIXED),
+    "tag_names": Policy(Entries.FIXED),
     "lease": Policy(Entries.FIXED),
     "class_names": Policy(Entries.COPIED),
     # a seat whose peer is not known here is looked up again
     "seat_peers": Policy(Entries.LEFT),
     # from one flush to the next
     "listen_queues": Policy(Entries.LEFT),
+    # pinned where others may write to it
+    "tags": Policy(pinned=False),
     # each daemon's own
     "grace_inner": Policy(pinned=False),
     "grace_period": Policy(pinned=False),

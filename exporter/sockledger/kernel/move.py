@@ -14,7 +14,7 @@ from sockledger.kernel.libbpf import LoadError, Table
 from sockledger.kernel.objects import advice, open_object
 
 # bpf/move.bpf.c
-_KEY_BYTES = 32
+_KEY_BYTES = 40
 _WORDS = 128
 _DROPPED = 0xFF
 _KEYS = struct.Struct(f"{_KEY_BYTES}s{_KEY_BYTES}s")  # struct keys

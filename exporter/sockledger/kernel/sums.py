@@ -8,10 +8,20 @@ from sockledger.kernel.libbpf import Map
 from sockledger.kernel.move import Mover
 
 # Maps of sums, but for the totals.
-SUMS = ("tcp_totals", "listen_totals", "listen_queues", "tcp_histograms", "udp_totals", "task_totals")
+SUMS = (
+    "tcp_totals",
+    "listen_totals",
+    "listen_queues",
+    "tcp_histograms",
+    "udp_totals",
+    "task_totals",
+    "tagged_totals",
+)
 # Members that are no counters: what there is now.
 GAUGES = ("connections[", "sockets[")
-TASK_TOTALS = "task_totals"
+TASK_TOTALS, TAGGED_TOTALS = "task_totals", "tagged_totals"
+# Where names have places by which sums are told apart, by the sums' map.
+PLACES = {TASK_TOTALS: "task_comms", TAGGED_TOTALS: "tag_names"}
 # Of what lives only from one flush to the next.
 QUEUES = "listen_queues"
 

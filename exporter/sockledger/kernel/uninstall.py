@@ -8,6 +8,7 @@ from sockledger.kernel.cgroups import find_root
 from sockledger.kernel.filesystem import is_bpffs
 from sockledger.kernel.lock import Lock
 from sockledger.kernel.pins import Pins
+from sockledger.kernel.tag_pin import TagPin
 
 
 def uninstall(bpffs: Path, cgroupfs: Path | None) -> int:
@@ -21,7 +22,7 @@ def uninstall(bpffs: Path, cgroupfs: Path | None) -> int:
     if not lock.try_acquire():
         raise UserError(f"{bpffs}: a daemon runs with what is pinned there: stop it first")
     try:
-        removed = Pins(bpffs).remove()
+        removed = Pins(bpffs).remove() + TagPin(bpffs).remove()
     finally:
         lock.release()
     if not removed and hot_paths((root := find_root(cgroupfs)).id):

@@ -12,13 +12,13 @@ from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.meters import Meters
 from sockledger.kernel.noted import boottime
-from sockledger.kernel.sums import RETIRED, TASK_TOTALS, TotalsKey, Traffic
-from sockledger.ledger import comms
+from sockledger.kernel.sums import PLACES, RETIRED, TotalsKey, Traffic
 from sockledger.ledger.births import Births, Owner
 from sockledger.ledger.identities import Identities
 from sockledger.ledger.ports import PORTS, Ports
 from sockledger.ledger.reconciliation import NO_TRAFFIC, Reconciliation
-from sockledger.ledger.retirement import Retirement, Tables
+from sockledger.ledger.retirement import Key, Retirement, Tables
+from sockledger.ledger.splits import SPLITS
 from sockledger.workloads.names import Names
 from sockledger.workloads.naming import OVERFLOW, Naming, Workload, label_value
 
@@ -127,7 +127,7 @@ class Ledger:
             self._births.end_all,
             clock,
             self._identities.of,
-            self._end_comm,
+            self._end_name,
         )
         self._flushed = float("-inf")
         self._detached: set[str] = set()
@@ -184,7 +184,7 @@ class Ledger:
         self._detached = detached
         self._flushed = time.monotonic()
         sums = self._sums()
-        places = self.datapath.comm_places()
+        places = self.datapath.places()
         noted = self.datapath.cgroups.all()  # after these: all that are new have been noted
         ids = {key.cgroup_id for key in totals}.union(*({key[0] for key in rows} for rows in sums.values()))
         asked = {each for each in ids if 0 < each < RETIRED}
@@ -219,15 +219,17 @@ class Ledger:
             | {"totals": len(totals), "cgroups": len(noted), "cgroup_labels": len(self._identities)}
             | {"label_sets": len(self._retirement.label_sets)}
             | {"class_names": len(self.datapath.networks.names()) - 1}  # other is not noted
-            | {"task_comms": len(places)}
+            | {name: len(taken) for name, taken in places.items()}
             | {name: len(rows) for name, rows in sums.items()},
             over_limit=self._identities.over_limit,
             seconds=self._flushed - start,
             began=began,
         )
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
-        known_ids = {self._root.id, *noted, *(key[0] for key in sums.get(TASK_TOTALS, ()))}
-        self.datapath.forget_comms(place for place in places if place[0] not in known_ids)
+        for table, name in PLACES.items():
+            known_ids = {self._root.id, *noted, *(key[0] for key in sums.get(table, ()))}
+            unknown = [place for place in places.get(name, ()) if place[0] not in known_ids]
+            self.datapath.forget_places(name, unknown)
         if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
             known: set[Owner] = set(workloads.values())
             known |= {Workload(*each.labels) for each in self._retirement.label_sets}
@@ -236,16 +238,17 @@ class Ledger:
             self._births.forget(known | {point.cgroup_ids for point in attach_points})
             self._ended = False
 
-    def _end_comm(self, workload: Workload, key: comms.Key) -> None:
+    def _end_name(self, table: str, workload: Workload, key: Key) -> None:
         """End a name's counter, now that its row's sums count without it."""
-        _, *comm, family, unused = key
-        rows = self.books.sums.get(TASK_TOTALS, {})
-        if ended := rows.pop((workload, (*comm, family, unused)), None):
-            hidden = workload, (*comms.NONE, family, unused)
+        split = SPLITS[table]
+        rows = self.books.sums.get(table, {})
+        if ended := rows.pop((workload, key[1:]), None):
+            hidden = workload, (*split.none, *split.rest_of(key))
             rows[hidden] = tuple(map(_plus, rows[hidden], ended)) if hidden in rows else ended
-        name = self.datapath.labels.socket_family[family]
-        labels = comms.comm_labels(workload, comms.comm_text(comms.comm_of(key)), name)
-        self._births.end(comms.GROUP, labels, TASK_TOTALS, owner=workload)
+        rest = split.rest_of(key)
+        family = self.datapath.labels.socket_family[rest[0]] if rest else None
+        labels = split.labels(workload, split.text(split.name_of(key)), family)
+        self._births.end(split.group, labels, table, owner=workload)
 
     def _name_of(self, cgroup_id: int, path: str) -> Workload:
         return self._identities.of(cgroup_id) or self._names.of_path(path)

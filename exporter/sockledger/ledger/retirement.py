@@ -29,9 +29,9 @@ from contextlib import contextmanager
 
 from sockledger.kernel.datapath import DataPath
 from sockledger.kernel.noted import ENDED, KeptLabelSet, NotedCgroup, fits
-from sockledger.kernel.sums import RETIRED, TASK_TOTALS
-from sockledger.ledger.comms import Comms, comm_of
+from sockledger.kernel.sums import RETIRED
 from sockledger.ledger.scrapers import RECENT
+from sockledger.ledger.splits import SPLITS, NamedRows
 from sockledger.workloads.naming import OVERFLOW, Workload
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ class Retirement:
         end_births: Callable[[Collection[Workload]], None],
         clock: Callable[[], int],
         name_of: Callable[[int], Workload | None],
-        end_comm: Callable[[Workload, Key], None],
+        end_name: Callable[[str, Workload, Key], None],
     ) -> None:
         """*gone*: for so many seconds at least a cgroup is shown on.
 
         *have_seen* tells whether all scrapers have seen what was at a moment of *clock*. *end_births* is told
-        whose sums have ended, before these can be shown again, and *end_comm* of which process', by its row.
+        whose sums have ended, before these can be shown again, and *end_name* under which name, by its row.
         *name_of* has what a cgroup is shown as.
         """
         self._datapath = datapath
@@ -93,8 +93,8 @@ class Retirement:
         self._changes: dict[int, tuple[Rows, int]] = {}
         self._stuck: set[str] = set()  # what could not be done the last time
         self._name_of = name_of
-        self._end_comm = end_comm
-        self._comms = self._comms_of({}, (), 0)
+        self._end_name = end_name
+        self._named = self._named_rows({}, ())
 
     @property
     def label_sets(self) -> Collection[KeptLabelSet]:
@@ -131,7 +131,7 @@ class Retirement:
     def leave(self, renamed: Mapping[int, Workload], tables: Tables) -> set[int]:
         """Have the counters of cgroups stay with what they were shown as; return which find no room there."""
         filled, _ = _rows(tables, renamed, self._label_sets)
-        self._comms = self._comms_of(tables, renamed, sys.maxsize)  # not all may have seen them
+        self._named = self._named_rows(tables, renamed, sys.maxsize)  # not all may have seen them
         staying = renamed.keys() & filled.keys()
         with self._writing("what is named otherwise keeps its name"):
             for number in list(staying):
@@ -241,7 +241,7 @@ class Retirement:
         self._let_go(short, noted, filled, empty)
 
         # all else writes
-        self._comms = self._comms_of(tables, due, self._datapath.comms)
+        self._named = self._named_rows(tables, due)
         with self._writing("what is gone is shown longer"):
             without_room = self._fold_all(due, filled, shown)
             self._make_room(without_room, hidden & self._label_sets.keys(), filled, empty, noted, shown)
@@ -250,7 +250,7 @@ class Retirement:
                     self._note(number, seen=now)
             for number in list(self._have_left()):
                 self._note(number, left=0)
-        self._comms = self._comms_of({}, (), 0)  # lets go of the tables
+        self._named = self._named_rows({}, ())  # lets go of the tables
         return over
 
     @contextmanager
@@ -374,20 +374,30 @@ class Retirement:
         self._move(moves, workload, counters=bool(left))
         return None
 
-    def _comms_of(self, tables: Tables, leaving: Collection[int], most: int) -> Comms:
+    def _named_rows(
+        self, tables: Tables, leaving: Collection[int], most: int | None = None
+    ) -> dict[str, NamedRows]:
+        """Return the rows of each split, for as many names as may be kept, or *most*."""
+
         def name_of(number: int) -> Workload | None:
             kept = self._label_sets.get(number)
             return Workload(*kept.labels) if kept else self._name_of(number)
 
-        return Comms(tables.get(TASK_TOTALS, ()), most, name_of, leaving)
+        return {
+            table: NamedRows(
+                split, tables.get(table, ()), most or self._datapath.most_names[table], name_of, leaving
+            )
+            for table, split in SPLITS.items()
+        }
 
     def _moves(self, rows: Rows, workload: Workload, number: int) -> Moves:
         """Return the keys of rows of *workload*, and where their sums go, as a rule to those of *number*."""
+        named = self._named
         return [
             (
                 table,
                 key,
-                self._comms.target(key, workload, number) if table == TASK_TOTALS else (number, *key[1:]),
+                named[table].target(key, workload, number) if table in named else (number, *key[1:]),
             )
             for table, key, _ in rows
         ]
@@ -404,8 +414,8 @@ class Retirement:
                 sums.move_counters(key, target)
             else:
                 sums.move(key, target)
-            if table == TASK_TOTALS and comm_of(target) != comm_of(key):
-                self._end_comm(workload, key)
+            if (split := SPLITS.get(table)) and split.name_of(target) != split.name_of(key):
+                self._end_name(table, workload, key)
 
     def _join(self, rows: Rows, workload: Workload, host: int) -> bool:
         """Move a cgroup's sums to those of another that is shown as it is; return whether there was room."""
