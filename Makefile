@@ -13,13 +13,21 @@ TEST_PACKAGES := clang-format nftables iproute2 systemd ethtool iputils-ping bpf
 CLUSTER_PACKAGES := etcd-server containerd runc containernetworking-plugins busybox-static openssl curl procps docker.io podman
 KERNELS_PACKAGES := qemu-system-x86 kmod busybox-static file python3-venv
 
-.PHONY: run test test-full test-kernels test-cluster bench soak lint format docs build wheel clean packages-run packages-test packages-cluster packages-kernels
+.PHONY: run test test-half-kernel test-half-daemon test-full test-kernels test-cluster bench soak lint format docs build wheel clean packages-run packages-test packages-cluster packages-kernels
 
 run: build
 	$(BIN)/sockledger run --no-pin $(ARGS)
 
+# Two halves at once, which do not meet: one attaches at the cgroup root, the other below it.
 test: packages-test lint
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-half-kernel test-half-daemon
+endif
+
+test-half-kernel: ; $(BIN)/pytest tests/kernel
+test-half-daemon: ; $(BIN)/pytest tests/unit tests/daemon
 
 test-full: packages-test build
 	SOCKLEDGER_TEST_FULL=1 $(BIN)/pytest $(ARGS)

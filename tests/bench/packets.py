@@ -42,6 +42,7 @@ CLASSES = {ip_network("127.0.0.0/8"): "loopback", ip_network("127.0.1.0/24"): "s
 
 FLOOR = "empty program (its whole run)"
 OURS = "sockledger"
+WITHOUT_TAGS = "sockledger without tags"
 WITH_CLASSES = f"sockledger with {NETWORKS:,} networks"
 PERCPU = "per-CPU hash by cgroup"
 FLOW = "LRU hash by flow"
@@ -170,7 +171,7 @@ def run() -> None:
         stack.callback(os.close, root.fd)
         rivals = stack.enter_context(closing(Object(compiled(BENCH / "rivals.bpf.c"), "bench")))
         rivals.load()
-        ours, with_classes = (
+        ours, without_tags, with_classes = (
             stack.enter_context(
                 closing(
                     DataPath(
@@ -178,11 +179,11 @@ def run() -> None:
                         cgroups=1024,
                         sockets=Limits().sockets,
                         connections=1000,
-                        parts=Parts(peers=peers),
+                        parts=parts,
                     )
                 )
             )
-            for peers in (False, True)
+            for parts in (Parts(), Parts(tags=False), Parts(peers=True))
         )
         with_classes.networks.put(_networks())
         contenders = [
@@ -190,6 +191,7 @@ def run() -> None:
             for name, programs, prefix in (
                 (FLOOR, rivals.programs, "empty_"),
                 (OURS, ours.programs, "sl_"),
+                (WITHOUT_TAGS, without_tags.programs, "sl_"),
                 (WITH_CLASSES, with_classes.programs, "sl_"),
                 (PERCPU, rivals.programs, "plain_"),
                 (f"{PERCPU}, atomic adds", rivals.programs, "atomic_"),
