@@ -212,11 +212,22 @@ def test_without_pins_or_tags(place: Surroundings) -> None:
             daemon.stop()
 
 
-def test_somebody_elses_folder(place: Surroundings) -> None:
+def test_somebody_elses_folder(place: Surroundings, tmp_path: Path) -> None:
+    """Where others may make links in bpffs, nothing behind one is touched."""
     place.pinned = True
-    (place.bpffs / "sockledger-tags").symlink_to("/tmp")
+    folder, elsewhere = place.bpffs / "sockledger-tags", tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o711)
+    (elsewhere / "tags").touch()
+    folder.symlink_to(elsewhere)
     assert refused(place).endswith("bpf/sockledger-tags: is no folder: remove it\n")
-    (place.bpffs / "sockledger-tags").unlink()
+    assert place.uninstall().returncode == 0
+    assert (elsewhere / "tags").exists()
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o711
+    folder.unlink()
+    folder.mkdir(mode=0o777)
+    os.chown(folder, 65534, 65534)
+    place.run()
+    assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (0, 0o750)
 
 
 def test_the_helper_needs_nothing_of_the_daemons() -> None:

@@ -3,15 +3,19 @@
 It stays when versions and limits change, for what is in it only its users could put there again.
 """
 
+import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sockledger.errors import UserError, remedy
 from sockledger.kernel.libbpf import Map, OpenMap, pin
 from sockledger.kernel.pins import opened_map
 from sockledger.tags import FOLDER, NAME
+
+_FOLDER_MODE, _PIN_MODE = 0o750, 0o660
 
 
 class TagPin:
@@ -40,24 +44,44 @@ class TagPin:
             table.reuse(pinned.fd)
 
     def keep(self, table: Map) -> bool:
-        """Pin the map, unless it is; return whether it was not. UserError if something else is in the way."""
+        """Pin the map, unless it is; return whether it was not. UserError if that is not allowed."""
         self._make_folder()
         is_new = not self._is_ours(table)
         if is_new:
             with suppress(FileNotFoundError, IsADirectoryError):
                 self._path.unlink()
             pin(table.fd, self._path)
-        self._give(self._path, stat.S_IFREG | 0o660, "is no pin: remove it")
+        found = self._path.lstat()
+        try:
+            if (found.st_uid, found.st_gid) != (self._owner, self._group):
+                os.chown(self._path, self._owner, self._group, follow_symlinks=False)
+            if stat.S_IMODE(found.st_mode) != _PIN_MODE:
+                self._path.chmod(_PIN_MODE)
+        except OSError as error:
+            raise _refused(self._path, error) from None
         return is_new
 
     def _make_folder(self) -> None:
         try:
-            self._folder.mkdir(mode=0o750)
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):
+                self._folder.mkdir(mode=_FOLDER_MODE)
+            with self._opened_folder() as fd:
+                found = os.fstat(fd)
+                if (found.st_uid, found.st_gid) != (self._owner, self._group):
+                    os.fchown(fd, self._owner, self._group)
+                if stat.S_IMODE(found.st_mode) != _FOLDER_MODE:
+                    os.fchmod(fd, _FOLDER_MODE)
         except OSError as error:
-            raise self._refused(self._folder, error) from None
-        self._give(self._folder, stat.S_IFDIR | 0o750, "is no folder: remove it")
+            raise _refused(self._folder, error) from None
+
+    @contextmanager
+    def _opened_folder(self) -> Iterator[int]:
+        """Open the folder itself: whoever may write to bpffs could have made a link there to another."""
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _is_ours(self, table: Map) -> bool:
         try:
@@ -68,33 +92,24 @@ class TagPin:
         except FileNotFoundError:
             return False
 
-    def _give(self, path: Path, mode: int, otherwise: str) -> None:
-        """Let those have it who may; UserError where it is something else, or that is not allowed."""
-        found = path.lstat()
-        if stat.S_IFMT(found.st_mode) != stat.S_IFMT(mode):
-            raise UserError(f"{path}: {otherwise}")
-        try:
-            if (found.st_uid, found.st_gid) != (self._owner, self._group):
-                os.chown(path, self._owner, self._group, follow_symlinks=False)
-            if found.st_mode != mode:
-                path.chmod(stat.S_IMODE(mode))
-        except OSError as error:
-            raise self._refused(path, error) from None
-
-    def _refused(self, path: Path, error: OSError) -> Exception:
-        if remedy(error):
-            return error
-        return UserError(
-            f"{path}: {error.strerror}: the daemon must be able to make it and to give it to who may tag "
-            "(CAP_CHOWN), or leave tags out (--no-collector.tags)"
-        )
-
     def remove(self) -> int:
         """Remove the pin and its folder; return how many pins there were."""
         removed = 0
-        with suppress(FileNotFoundError):
-            self._path.unlink()
-            removed = 1
-        with suppress(OSError):  # what somebody else put there stays
-            self._folder.rmdir()
+        with suppress(FileNotFoundError, NotADirectoryError), self._opened_folder() as fd:
+            with suppress(FileNotFoundError):
+                os.unlink(NAME, dir_fd=fd)
+                removed = 1
+            with suppress(OSError):  # what somebody else put there stays
+                self._folder.rmdir()
         return removed
+
+
+def _refused(path: Path, error: OSError) -> Exception:
+    if remedy(error):
+        return error
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+        return UserError(f"{path}: is no folder: remove it")
+    return UserError(
+        f"{path}: {error.strerror}: the daemon must be able to make it and to give it to who may tag "
+        "(CAP_CHOWN), or leave tags out (--no-collector.tags)"
+    )
