@@ -113,9 +113,44 @@ def test_who_is_renamed_keeps_his_place() -> None:
     names = {number: Workload(pod=f"pod{number}") for number in (2, 3, 4)}
     noted = dict.fromkeys(names, NotedCgroup(0, 0, "/"))
     leave = Mock(return_value=set())
-    settled, _ = identities.settle(names, {}, noted, {2, 3}, leave)
-    assert settled == names | {4: OVERFLOW}
-    renamed = names | {2: Workload(pod="another")}
-    for counting in ({2, 3, 4}, {3, 4}, {3, 4}, {2, 3, 4}):
+    settled, _ = identities.settle(names, {}, noted, {3, 4}, leave)
+    assert settled == names | {2: OVERFLOW}
+    renamed = names | {4: Workload(pod="another")}
+    for counting in ({2, 3, 4}, {2, 3}, {2, 3}, {2, 3, 4}):
         settled, _ = identities.settle(renamed, {}, noted, counting, leave)
-        assert settled == renamed | {4: OVERFLOW}
+        assert settled == renamed | {2: OVERFLOW}
+
+
+A, B, C, NEW = (Workload(pod=pod) for pod in ("a", "b", "c", "new"))
+
+
+@pytest.mark.parametrize(
+    ("most", "flushes", "settled"),
+    [
+        # renamed, while others, who have names already, begin to count
+        (2, [({2: A, 3: B, 4: C}, {4}), ({2: A, 3: B, 4: NEW}, {2, 3, 4})], {2: A, 3: OVERFLOW, 4: NEW}),
+        # of two that were one, who is not renamed
+        (1, [({2: A, 3: A}, {2, 3}), ({2: NEW, 3: A}, {2, 3})], {2: OVERFLOW, 3: A}),
+        # another cgroup of what is shown, also if it has not counted yet when the first goes
+        (1, [({2: B, 3: A}, {3}), ({2: B, 4: A}, {2, 4})], {2: OVERFLOW, 4: A}),
+        (1, [({2: B, 3: A}, {3}), ({2: B, 3: A, 4: A}, {2, 3}), ({2: B, 4: A}, {2})], {2: OVERFLOW, 4: A}),
+    ],
+)
+def test_who_keeps_a_place(
+    most: int, flushes: list[tuple[dict[int, Workload], set[int]]], settled: dict[int, Workload]
+) -> None:
+    identities = Identities(Mock(CgroupLabels, all=dict), ROOT_ID, most)
+    for named, counting in flushes:
+        noted = dict.fromkeys(named, NotedCgroup(0, 0, "/"))
+        found, _ = identities.settle(named, {}, noted, counting, Mock(return_value=set()))
+    assert found == settled
+
+
+@pytest.mark.parametrize("before", [OVERFLOW, UNKNOWN, None])
+def test_who_had_a_place_keeps_it_in_a_new_daemon(before: Workload | None) -> None:
+    """Also if all are named otherwise now."""
+    labels = {3: A} | ({2: before} if before else {})
+    identities = Identities(Mock(CgroupLabels, all=lambda: labels), ROOT_ID, 1)
+    noted = dict.fromkeys((2, 3), NotedCgroup(0, 0, "/"))
+    settled, _ = identities.settle({2: B, 3: NEW}, {}, noted, {2, 3}, Mock(return_value=set()))
+    assert settled == {2: OVERFLOW, 3: NEW}

@@ -70,7 +70,7 @@ class Identities:
             number: missing[number].completed(named[number], self._known[number])
             for number in missing.keys() & self._known.keys()
         }
-        # who has just left all that he counted under another name keeps his place
+        # who does not count any more, or yet, as a unit that is started again, keeps the place of his name
         living = {
             number
             for number, each in noted.items()
@@ -97,10 +97,11 @@ class Identities:
         if len(wanted) >= self._most:
             before, wanted = self._shown, {named[number] for number in shown & kept} - _APART
 
-            def rank(number: int) -> tuple[bool, bool, int]:
-                workload = named[number]
-                known = self._known.get(number)
-                return before.isdisjoint((workload, known)), known != workload, number
+            def rank(number: int) -> tuple[bool, bool, bool, int]:
+                workload, known = named[number], self._known.get(number)
+                # of who was shown before this daemon only the name is known
+                is_new = known is None or known in _APART
+                return before.isdisjoint((workload, known)), is_new, known != workload, number
 
             for number in sorted(shown - kept, key=rank):
                 if named[number] not in _APART and len(wanted) < self._most:
