@@ -1,9 +1,11 @@
 """What kubelet's links say of pods and containers, and how long a name is waited for."""
 
+import errno
 import logging
 import os
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from tests.unit.test_names import FakeRoot, Notes
@@ -174,6 +176,26 @@ def test_a_folder_that_cannot_be_read(folder: Path, caplog: pytest.LogCaptureFix
     assert [(each.levelno, each.message) for each in caplog.records] == [
         (logging.WARNING, "pods are not named")
     ]
+
+
+def test_a_fault_that_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile names are missing: who had some before a restart of the daemon keeps these."""
+    link(folder, "nginx", ID)
+    node = Node(folder, f"{POD}/{ID}")
+    missing = {2: Missing({"namespace", "pod", "container"})}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
+        assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, missing)
+    assert node.names.resolve(node.paths, {}) == ({2: Workload("shop", "web-0", "nginx")}, {})
+
+
+def test_a_folder_that_goes_after_a_fault(folder: Path) -> None:
+    """Nobody had links there."""
+    folder.write_text("no folder")
+    node = Node(folder, f"{POD}/{ID}")
+    node.names.look()
+    folder.unlink()
+    assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, {})
 
 
 def test_what_is_no_link_of_kubelets(folder: Path) -> None:

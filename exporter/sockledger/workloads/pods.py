@@ -55,10 +55,10 @@ class PodNames:
                 return False
             self._read()
         except OSError as error:
-            self.present = False
-            if not self._stuck and not isinstance(error, FileNotFoundError):
+            before, self._stuck = self._stuck, not isinstance(error, FileNotFoundError)
+            if self._stuck and not before:
                 logger.warning("pods are not named", extra={"error": str(error)})
-                self._stuck = True
+            self.present = False
             return False
         self.present, self._stuck = True, False
         self._changed = changed if now - changed > _FRESH_NS else 0
@@ -87,8 +87,8 @@ class PodNames:
 
     @property
     def known(self) -> bool:
-        """Whether any pod is, so that those that are not may have had links."""
-        return self.present and bool(self._pods)
+        """Whether any pod is, or cannot be now, so that those that are not may have had links."""
+        return self._stuck or (self.present and bool(self._pods))
 
     def find(self, uid: str, container_id: str) -> Container | None:
         """Return what a container is called if its link is there; without an id what its pod is."""
