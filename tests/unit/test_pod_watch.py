@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -511,6 +512,9 @@ class Told(PodWatch):
     def fail(self) -> None:
         self._news.put(module._Failed("away"))
 
+    def grant(self, at: float = -math.inf) -> None:
+        self._news.put(module._Granted(at))
+
 
 LABELS = Missing(set(), {"label_app"})
 WEB = Pod("shop", "web-0", '{"label_app":"web"}')
@@ -564,6 +568,20 @@ def test_no_labels_are_waited_for_from_a_server_that_is_away(tmp_path: Path) -> 
     watch = Told()
     watch.fail()
     assert Node(tmp_path, watch).resolve() == (UNLABELLED, LABELS)
+
+
+def test_who_is_shown_already_is_not_waited_for(tmp_path: Path) -> None:
+    """Not even when the server answers again, and tells of others first."""
+    link(tmp_path, "nginx", ID)
+    watch = Told()
+    watch.fail()
+    node = Node(tmp_path, watch)
+    assert node.resolve() == (UNLABELLED, LABELS)
+    watch.grant()
+    watch.tell({"another": WEB})
+    assert node.resolve() == (UNLABELLED, LABELS)
+    watch.tell({UID: WEB})
+    assert node.resolve() == (NAMED, None)
 
 
 def test_a_link_that_comes_late_while_the_server_is_away(tmp_path: Path) -> None:
