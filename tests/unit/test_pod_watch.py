@@ -484,6 +484,41 @@ def test_no_kubeconfig(tmp_path: Path, content: str | None, caplog: pytest.LogCa
     assert record.error  # type: ignore[attr-defined]
 
 
+def test_a_token_that_ends_in_a_newline(api: Api, tmp_path: Path) -> None:
+    """As where a file has it as a block."""
+    path = kubeconfig(tmp_path, f"http://127.0.0.1:{api.server_port}", token=" secret\n")
+    watch = PodWatch(NODE, path)
+    eventually(lambda: api.watches > 0)
+    assert answers(watch)
+    parked = park(watch)
+    api.end()
+    assert parked.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("user", "token"),
+    [
+        ("", "SECRET\nSECRET"),
+        ("", "SECRET SECRET\r"),
+        ("us:SECRET@", "wrong"),
+        ("us:SECRET/SECRET@", "wrong"),
+    ],
+)
+def test_secrets_are_not_told(
+    api: Api, tmp_path: Path, user: str, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = PodWatch(NODE, kubeconfig(tmp_path, f"http://{user}127.0.0.1:{api.server_port}", token))
+    eventually(lambda: not answers(watch))
+    assert park(watch).wait(30)
+    (record,) = (each for each in caplog.records if each.name == module.__name__)
+    assert "SECRET" not in record.error  # type: ignore[attr-defined]
+
+
+def test_a_secret_may_be_longer_than_what_is_told() -> None:
+    error = ValueError(f"not https://us:{'SECRET' * 99}@a, https://us:SEC@RET@b, Basic SECRET\n")
+    assert module._line(error) == "not https://...@a, https://...@b, Basic ..."
+
+
 def test_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     watch = PodWatch(NODE)

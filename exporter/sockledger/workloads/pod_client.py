@@ -63,6 +63,8 @@ def connect(kubeconfig: Path | None, granted: Callable[[], None]) -> Client:
     config = found.get()
     if config is None or config.user is None:
         raise ValueError(f"{kubeconfig}: the current context has no user")
+    if config.user.token:  # in a file it may be a block, which ends in a newline
+        config.user.token = config.user.token.strip()
     # no proxies and other authorities from the environment: the server is near
     verify = verify_cluster(config.cluster, config.user, config.abs_file, trust_env=False)
     transport = _Transport(granted, verify=verify, trust_env=False)

@@ -38,6 +38,8 @@ _NOT_IN_NAMES = re.compile("[^a-zA-Z0-9_]")
 _MOST_GONE = 1000
 _MOST_CHARACTERS = 63  # of a value: a label's is never longer, an annotation's may be 256 KiB
 _MOST_OF_ERRORS = 200
+# Of requests. Of a password that has a slash the beginning is taken for a port.
+_SECRETS = re.compile("(?<=//)[^ ]*(?=@)|(?<=Invalid port: ).*|(?<=Bearer ).*|(?<=Basic ).*")
 
 
 class Pod(NamedTuple):
@@ -184,8 +186,11 @@ def _is_steady(since: float = math.inf) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """Return what is wrong, in a line that is not too long: a client's may show all of an answer."""
-    text = str(error).split("\n")[0][:_MOST_OF_ERRORS]
+    """Return what is wrong, in a line that is not too long: a client's may show all of an answer.
+
+    And what it was asked with, which nobody should read in a log.
+    """
+    text = _SECRETS.sub("...", str(error).split("\n")[0])[:_MOST_OF_ERRORS]
     if text in ("", "None"):  # an answer that says nothing but its status
         status = getattr(getattr(error, "response", None), "status_code", "")
         return f"{type(error).__name__} {status}".rstrip()
