@@ -218,15 +218,48 @@ def test_what_is_chosen(api: Api, watching: Watching) -> None:
     assert dict(Workload(more=more_of(chosen)).labels()[5:]) == chosen
 
 
+HASH = "0123456789abcdef"
+STATIC = dict.fromkeys(("kubernetes.io/config.hash", "kubernetes.io/config.mirror"), HASH)
+
+
 def test_a_static_pod(api: Api, watching: Watching) -> None:
     """Its cgroups have the hash of its manifest; the uid is that of its image in the API."""
-    hashed = {
-        "kubernetes.io/config.hash": "0123456789abcdef",
-        "kubernetes.io/config.mirror": "0123456789abcdef",
-    }
-    api.pods = [metadata(annotations=hashed, labels={"app": "etcd"})]
+    api.pods = [metadata(annotations=STATIC, labels={"app": "etcd"})]
     watch = watching(labels=["app"])
-    comes_to(watch, "0123456789abcdef", Pod("shop", "web-0", '{"label_app":"etcd"}'))
+    comes_to(watch, HASH, Pod("shop", "web-0", '{"label_app":"etcd"}'))
+
+
+def test_a_copy_of_a_static_pod(api: Api, watching: Watching) -> None:
+    """It has the same annotations, and goes, as kubelet deletes it; the first one stays, and may change."""
+    etcd, copy = Pod("shop", "etcd", '{"label_app":"etcd"}'), Pod("shop", "copy", "")
+    api.pods = [metadata(name="etcd", annotations=STATIC, labels={"app": "etcd"})]
+    watch = watching(labels=["app"])
+    comes_to(watch, HASH, etcd)
+    api.tell("ADDED", metadata("copied", "copy", annotations=STATIC))
+    comes_to(watch, "copied", copy)
+    assert watch.find(HASH) == etcd
+    api.tell("DELETED", metadata("copied", "copy", annotations=STATIC))
+    eventually(watch.look)
+    api.tell("DELETED", metadata(name="etcd", annotations=STATIC))
+    api.tell("ADDED", metadata("again", "etcd", annotations=STATIC, labels={"app": "b"}))
+    comes_to(watch, HASH, Pod("shop", "etcd", '{"label_app":"b"}'))
+    assert api.lists == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_copy_of_a_static_pod_in_a_list(first: bool) -> None:
+    def told(*pods: Pod) -> module._Told:
+        return module._Told([(HASH, pod) for pod in pods], are_all=True)
+
+    etcd, changed, copy = Pod("shop", "etcd", ""), Pod("shop", "etcd", "a"), Pod("shop", "copy", "")
+    watch = PodWatch()
+    for each in (told(etcd), told(*((copy, changed) if first else (changed, copy)))):
+        watch._take(each)
+    assert watch.find(HASH) == changed
+    watch._take(module._Told([(HASH, copy)], present=False))
+    assert watch._pods == {HASH: changed}
+    watch._take(told(copy))
+    assert watch.find(HASH) == copy, "the other is not there any more"
 
 
 def test_a_pod_that_says_it_is_another(api: Api, watching: Watching) -> None:
@@ -542,7 +575,7 @@ class Told(PodWatch):
         self.tell(pods)
 
     def tell(self, pods: dict[str, Pod]) -> None:
-        self._news.put((False, pods))
+        self._news.put(module._Told([*pods.items()]))
 
     def fail(self) -> None:
         self._news.put(module._Failed("away"))

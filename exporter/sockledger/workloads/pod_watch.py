@@ -9,7 +9,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,6 +55,14 @@ def label_name(kind: str, key: str) -> str:
     return f"{kind}_{_NOT_IN_NAMES.sub('_', key)}"
 
 
+class _Told(NamedTuple):
+    """Pods that have come or changed, or are gone, by what their cgroups have for a uid; or all there are."""
+
+    pods: Sequence[tuple[str, Pod]]
+    present: bool = True
+    are_all: bool = False
+
+
 class _Failed(NamedTuple):
     """Nothing can be told now."""
 
@@ -87,8 +95,7 @@ class PodWatch:
         self._annotations = {key: label_name("annotation", key) for key in annotations}
         self._pods: dict[str, Pod] = {}  # by what their cgroups have for a uid
         self._gone: dict[str, Pod] = {}
-        # pods that have come or changed, or None that has gone; with True: all there are
-        self._news: SimpleQueue[tuple[bool, Mapping[str, Pod | None]] | _Failed | _Granted] = SimpleQueue()
+        self._news: SimpleQueue[_Told | _Failed | _Granted] = SimpleQueue()
         if self.on:
             Thread(target=self._follow_for_ever, name="pod-watch", daemon=True).start()
 
@@ -116,19 +123,29 @@ class PodWatch:
                     self._reason, self._granted = reason, math.inf
                 case _Granted(at):
                     self._granted = min(self._granted, at)
-                case (are_all, news):
-                    self._take(news, are_all=are_all)
+                case _Told() as told:
+                    self._take(told)
         if self._reason and _is_steady(self._granted):
             logger.info("the Kubernetes API answers again")
             self._reason = ""
         return self._pods != before
 
-    def _take(self, news: Mapping[str, Pod | None], *, are_all: bool) -> None:
-        kept = {} if are_all else {uid: pod for uid, pod in self._pods.items() if uid not in news}
-        present = kept | {uid: pod for uid, pod in news.items() if pod}
-        gone = [each for each in (self._gone | self._pods).items() if each[0] not in present]
+    def _take(self, told: _Told) -> None:
+        named = {(uid, each.namespace, each.name) for uid, each in told.pods}
+        pods = {
+            uid: each
+            for uid, each in self._pods.items()
+            if not told.are_all or (uid, each.namespace, each.name) in named
+        }
+        for uid, pod in told.pods:
+            # it may be but a copy of a static pod, with the same annotations: who was there first is meant
+            if pods.setdefault(uid, pod)[:2] == pod[:2]:
+                pods[uid] = pod
+                if not told.present:
+                    del pods[uid]
+        gone = [each for each in (self._gone | self._pods).items() if each[0] not in pods]
         self._gone = dict(gone[-_MOST_GONE:])  # nobody may have asked for them yet
-        self._pods = present
+        self._pods = pods
 
     def find(self, uid: str) -> Pod | None:
         """Return what a pod is called, None if nobody has told."""
@@ -162,13 +179,13 @@ class PodWatch:
 
         with pod_client.connect(self._kubeconfig, note_granted) as client:
             pods, version = pod_client.list_pods(client, self._node)
-            self._news.put((True, {uid: told for pod in pods for uid, told in self._by_uid(pod).items()}))
+            listed = [each for pod in pods for each in self._by_uid(pod)]
+            self._news.put(_Told(listed, are_all=True))
             with suppress(pod_client.ExpiredError):
                 for present, pod in pod_client.watch_pods(client, self._node, version):
-                    told = self._by_uid(pod)
-                    self._news.put((False, told if present else dict.fromkeys(told)))
+                    self._news.put(_Told(self._by_uid(pod), present))
 
-    def _by_uid(self, metadata: "ObjectMeta") -> dict[str, Pod]:
+    def _by_uid(self, metadata: "ObjectMeta") -> list[tuple[str, Pod]]:
         """Return what a pod is called, by all that its cgroups may have for its uid."""
         labels, annotations = metadata.labels or {}, metadata.annotations or {}
         chosen = {name: labels.get(key) for key, name in self._labels.items()}
@@ -178,7 +195,8 @@ class PodWatch:
         more = {name: value[:_MOST_CHARACTERS] for name, value in chosen.items() if value}
         pod = Pod(metadata.namespace, metadata.name, more_of(more))
         hashed = annotations.get(_HASH) if _MIRROR in annotations else None
-        return {metadata.uid: pod} | ({hashed: pod} if hashed and not _UID.fullmatch(hashed) else {})
+        is_hash = hashed and not _UID.fullmatch(hashed)
+        return [(metadata.uid, pod), *([(hashed, pod)] if is_hash else ())]
 
 
 def _is_steady(since: float = math.inf) -> bool:
