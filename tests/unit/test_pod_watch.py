@@ -24,7 +24,7 @@ from sockledger.workloads.pod_watch import Pod, PodWatch
 from sockledger.workloads.pods import PodNames
 
 NODE = "worker-1.example.org"
-Answer = tuple[int, bytes]
+Answer = tuple[int, bytes] | tuple[int, bytes, str]  # status, body, and what that is, as a rule JSON
 
 
 def metadata(uid: str = UID, name: str = "web-0", **more: object) -> dict[str, Any]:
@@ -96,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, answer: Answer) -> None:
         self.send_response(answer[0])
-        self.send_header("Content-Type", "application/json")
+        if kind := answer[2] if len(answer) == 3 else "application/json":
+            self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(answer[1])))
         self.end_headers()
         self.wfile.write(answer[1])
@@ -333,7 +334,13 @@ FORBIDDEN = json.dumps(
     ("answer", "error"),
     [
         ((403, FORBIDDEN), 'pods is forbidden: User "x" cannot list resource "pods"'),
-        ((500, b"{}"), ""),
+        ((500, b"{}"), "500 Internal Server Error"),
+        ((503, b"down", ""), "503 Service Unavailable"),
+        ((503, b"<html>", "text/html"), "503 Service Unavailable"),
+        ((503, b"down"), "503 Service Unavailable"),
+        ((503, b"[" * 100_000), "503 Service Unavailable"),
+        ((503, b"[]"), "503 Service Unavailable"),
+        ((403, FORBIDDEN, ""), 'pods is forbidden: User "x" cannot list resource "pods"'),
         ((200, b"<html>\n"), ""),
         ((200, b"[]"), ""),
         ((200, b"{}"), ""),
@@ -341,7 +348,7 @@ FORBIDDEN = json.dumps(
         ((200, b'{"metadata": {"resourceVersion": "100"}, "items": [{"metadata": {}}]}'), ""),
         ((200, b'{"metadata": {"resourceVersion": "100"}, "items": [{}]}'), ""),
         ((200, b'{"metadata": {"resourceVersion": "100"}, "items": [{"metadata": {"labels": 1}}]}'), ""),
-        ((302, b""), ""),
+        ((302, b""), "302 Found"),
     ],
 )
 def test_a_server_that_answers_otherwise(
@@ -365,7 +372,13 @@ def test_a_server_that_answers_otherwise(
 
 @pytest.mark.parametrize(
     "answer",
-    [(403, FORBIDDEN), (200, b"nonsense\n"), (200, b'{"type": "ADDED", "object": {}}\n'), (500, b"")],
+    [
+        (403, FORBIDDEN),
+        (200, b"nonsense\n"),
+        (200, b'{"type": "ADDED", "object": {}}\n'),
+        (500, b""),
+        (500, b"", ""),
+    ],
 )
 def test_a_watch_that_is_answered_otherwise(api: Api, watching: Watching, answer: Answer) -> None:
     api.watch_answer = answer
@@ -550,6 +563,10 @@ def test_secrets_are_not_told(
 def test_a_secret_may_be_longer_than_what_is_told() -> None:
     error = ValueError(f"not https://us:{'SECRET' * 99}@a, https://us:SEC@RET@b, Basic SECRET\n")
     assert module._line(error) == "not https://...@a, https://...@b, Basic ..."
+
+
+def test_a_key_that_is_missing_is_told_as_such() -> None:
+    assert module._line(KeyError("clusters")) == "KeyError 'clusters'"
 
 
 def test_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

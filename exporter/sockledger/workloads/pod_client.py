@@ -48,7 +48,10 @@ class _Transport(httpx2.HTTPTransport):
             time.sleep(max(0.0, self._last + PACE_SECONDS - time.monotonic()))
             self._last = time.monotonic()
         response = super().handle_request(request)
-        if watches and response.is_success:
+        if not response.is_success:
+            # else the client takes JSON that is announced for a Status, and fails where nothing is announced
+            response.headers["Content-Type"] = ""
+        elif watches:
             self._granted()
         return response
 
@@ -74,7 +77,10 @@ def connect(kubeconfig: Path | None, granted: Callable[[], None]) -> Client:
 def list_pods(client: Client, node: str) -> tuple[list[ObjectMeta], str]:
     """Return the pods of a node, and the version from which on `watch_pods` has what changes."""
     found = client.list(Pod, namespace="*", fields={"spec.nodeName": node}, chunk_size=_CHUNK)
-    pods = [_metadata(pod) for pod in found]
+    try:
+        pods = [_metadata(pod) for pod in found]
+    except httpx2.HTTPStatusError as error:
+        raise _refusal(error.response) from None
     return pods, found.resourceVersion
 
 
@@ -101,12 +107,13 @@ def watch_pods(client: Client, node: str, version: str) -> Iterator[tuple[bool, 
 
 
 def _refusal(response: httpx2.Response) -> Exception:
-    """Return what a server says of a watch that it does not grant; the client says only how it was asked."""
+    """Return what a server says of what it refuses; the client says only how it was asked."""
     try:
         response.read()
-        return ApiError(request=response.request, response=response)
-    except (ValueError, AttributeError, httpx2.HTTPError):
-        return ValueError(f"{response.status_code} {response.reason_phrase}".rstrip())
+        said = ApiError(request=response.request, response=response).status.message
+    except (ValueError, RecursionError, httpx2.HTTPError):
+        said = None
+    return ValueError(said or f"{response.status_code} {response.reason_phrase}".rstrip())
 
 
 def _metadata(pod: Pod) -> ObjectMeta:

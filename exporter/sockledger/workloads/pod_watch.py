@@ -209,7 +209,6 @@ def _line(error: Exception) -> str:
     And what it was asked with, which nobody should read in a log.
     """
     text = _SECRETS.sub("...", str(error).split("\n")[0])[:_MOST_OF_ERRORS]
-    if text in ("", "None"):  # an answer that says nothing but its status
-        status = getattr(getattr(error, "response", None), "status_code", "")
-        return f"{type(error).__name__} {status}".rstrip()
+    if text in ("", "None") or isinstance(error, KeyError):  # whose text is but the key
+        text = f"{type(error).__name__} {text}".removesuffix("None").rstrip()
     return printable(text)
