@@ -5,10 +5,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -24,6 +25,9 @@ from sockledger.workloads.pod_watch import Pod, PodWatch
 from sockledger.workloads.pods import PodNames
 
 NODE = "worker-1.example.org"
+JITTER_SECONDS, STEADY_SECONDS = module.JITTER_SECONDS, module.STEADY_SECONDS
+USUAL = {name: seconds for name, seconds in vars(module).items() if name.endswith("_SECONDS")}
+Waits = tuple[float, ...]
 Answer = tuple[int, bytes] | tuple[int, bytes, str]  # status, body, and what that is, as a rule JSON
 
 
@@ -124,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "START_SECONDS", 0.0)
+    monkeypatch.setattr(module, "JITTER_SECONDS", 0.0)
     monkeypatch.setattr(module, "PACE_SECONDS", 0.01)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(module, "STEADY_SECONDS", 0.2)
@@ -433,6 +437,60 @@ def test_a_watch_that_is_granted_and_broken(
     watch = watching()
     assert_unanswered(api, watch)
     assert len([each for each in caplog.records if each.name == module.__name__]) == 1
+
+
+def rounds(monkeypatch: pytest.MonkeyPatch, *times: Sequence[float]) -> tuple[PodWatch, list[Waits]]:
+    """Go through rounds, each with when watches are granted, and when that ends; return how it waits."""
+    left, clock = list(times), Mock(**{"monotonic.return_value": 0.0})
+    waits: list[Waits] = []
+
+    def follow(granted: Callable[[], None]) -> None:
+        start = clock.monotonic()
+        *grants, end = left.pop(0)
+        for at in grants:
+            clock.monotonic.return_value = start + at
+            granted()
+        clock.monotonic.return_value = start + end
+        raise OSError("cut")
+
+    def wait(*seconds: float) -> float:
+        waits.append(seconds)
+        if not left:
+            raise SystemExit
+        return 0.0
+
+    fakes = {"time": clock, "random": Mock(uniform=wait), "pthread_sigmask": Mock()}
+    for name, each in (USUAL | fakes).items():
+        monkeypatch.setattr(module, name, each)
+    watch = PodWatch()
+    monkeypatch.setattr(watch, "_follow", follow)
+    with pytest.raises(SystemExit):
+        watch._follow_for_ever()
+    watch.look()
+    return watch, waits
+
+
+def test_one_that_fails_is_asked_more_and_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a watch has held. When that is cut, those of all nodes may have been."""
+    steady, anew = (0, STEADY_SECONDS), (0, JITTER_SECONDS)
+    doubled = [(seconds / 2, seconds) for seconds in (1, 2, 4, 8, 16, 32, 60, 60)]
+    _, waits = rounds(monkeypatch, *8 * [(0,)], steady, (0,), steady)
+    assert waits == [anew, *doubled, anew, doubled[0], anew]
+
+
+def test_watches_that_end_as_they_should_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has held since the first of them, if it is cut soon after the last."""
+    watch, waits = rounds(monkeypatch, (0, STEADY_SECONDS - 1, STEADY_SECONDS))
+    assert watch.answers
+    assert waits == 2 * [(0, JITTER_SECONDS)]
+
+
+def test_it_answers_since_the_first_watch() -> None:
+    watch = Told()
+    watch.fail()
+    watch.grant()
+    watch.grant(time.monotonic())
+    assert answers(watch)
 
 
 def test_a_server_that_goes_and_comes_back(api: Api, watching: Watching) -> None:

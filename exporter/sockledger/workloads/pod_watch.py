@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 3.0  # at most: the daemons of all nodes may be started at once
+JITTER_SECONDS = 3.0  # at most: the daemons of all nodes may be started at once, or their watches be cut
 PACE_SECONDS = 1.0
 RETRY_SECONDS = 60.0  # at most
 STEADY_SECONDS = 10.0  # a watch that has held for so long has been granted in earnest
@@ -153,31 +153,36 @@ class PodWatch:
 
     def _follow_for_ever(self) -> None:
         pthread_sigmask(SIG_BLOCK, valid_signals())  # they are for the daemon's first thread
-        time.sleep(random.uniform(0, START_SECONDS))  # noqa: S311
-        retry = PACE_SECONDS
         while True:
-            begins: list[float] = []  # of watches that were granted
-            try:
-                self._follow(begins.append)
-            except Exception as error:
-                # one that has held may be cut, as where a load balancer forgets it: all is listed again
-                if not _is_steady(*begins[:1]):
-                    self._news.put(_Failed(_line(error)))
-            if _is_steady(*begins[:1]):
-                retry = PACE_SECONDS
-            time.sleep(random.uniform(retry / 2, retry))  # noqa: S311
-            retry = min(2 * retry, RETRY_SECONDS)
+            time.sleep(random.uniform(0, JITTER_SECONDS))  # noqa: S311
+            retry = PACE_SECONDS
+            while not self._has_held():
+                time.sleep(random.uniform(retry / 2, retry))  # noqa: S311
+                retry = min(2 * retry, RETRY_SECONDS)
 
-    def _follow(self, granted: Callable[[float], None]) -> None:
+    def _has_held(self) -> bool:
+        """Follow pods until all has to be listed again; return whether watches have held for a while."""
+        began = math.inf  # the first one
+
+        def note_granted() -> None:
+            nonlocal began
+            now = time.monotonic()
+            began = min(began, now)
+            self._news.put(_Granted(now))
+
+        try:
+            self._follow(note_granted)
+        except Exception as error:
+            # one that has held may be cut, as where a load balancer forgets it: all is listed again
+            if not _is_steady(began):
+                self._news.put(_Failed(_line(error)))
+        return _is_steady(began)
+
+    def _follow(self, granted: Callable[[], None]) -> None:
         """List all pods, and follow what changes for as long as the server knows that."""
         from sockledger.workloads import pod_client  # heavy, and few need it
 
-        def note_granted() -> None:
-            now = time.monotonic()
-            granted(now)
-            self._news.put(_Granted(now))
-
-        with pod_client.connect(self._kubeconfig, note_granted) as client:
+        with pod_client.connect(self._kubeconfig, granted) as client:
             pods, version = pod_client.list_pods(client, self._node)
             listed = [each for pod in pods for each in self._by_uid(pod)]
             self._news.put(_Told(listed, are_all=True))
@@ -199,7 +204,7 @@ class PodWatch:
         return [(metadata.uid, pod), *([(hashed, pod)] if is_hash else ())]
 
 
-def _is_steady(since: float = math.inf) -> bool:
+def _is_steady(since: float) -> bool:
     return time.monotonic() - since >= STEADY_SECONDS
 
 
