@@ -45,6 +45,7 @@ class Api(ThreadingHTTPServer):
         self.pods: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []  # since the list
         self.lists = self.watches = self.cuts = 0
+        self.page = 1000  # so many pods are told at once
         self.tokens = {"secret"}
         self.list_answer: Answer | None = None
         self.watch_answer: Answer | None = None
@@ -93,9 +94,16 @@ class Handler(BaseHTTPRequestHandler):
             self.watch(int(asked["resourceVersion"]))
         else:
             assert "as=PartialObjectMetadataList;" in self.headers["Accept"]
-            self.server.lists += 1
+            # where to go on has a version of its own
+            page = int(asked["continue"]) if "continue" in asked else 0
+            assert asked.get("resourceVersion") == (None if page else "0")
+            self.server.lists += page == 0
             version = 1000 * self.server.lists  # of other objects there are many
-            listed = {"metadata": {"resourceVersion": str(version)}, "items": self.server.pods}
+            about = {"resourceVersion": str(version)}
+            last = page + self.server.page
+            if last < len(self.server.pods):
+                about["continue"] = str(last)
+            listed = {"metadata": about, "items": self.server.pods[page:last]}
             self.answer(self.server.list_answer or (200, json.dumps(listed).encode()))
 
     def answer(self, answer: Answer) -> None:
@@ -221,6 +229,15 @@ def test_what_is_chosen(api: Api, watching: Watching) -> None:
     comes_to(watch, UID, Pod("shop", "web-0", more_of(chosen)))
     comes_to(watch, "other", Pod("shop", "web-1", ""))
     assert dict(Workload(more=more_of(chosen)).labels()[5:]) == chosen
+
+
+def test_pods_on_several_pages(api: Api, watching: Watching) -> None:
+    api.page = 2
+    api.pods = [metadata(str(number), f"web-{number}") for number in range(5)]
+    watch = watching()
+    comes_to(watch, "4", Pod("shop", "web-4", ""))
+    assert all(watch.find(str(number)) for number in range(5))
+    assert api.lists == 1
 
 
 HASH = "0123456789abcdef"

@@ -47,6 +47,10 @@ class _Transport(httpx2.HTTPTransport):
             request.extensions["timeout"]["read"] = SILENCE_SECONDS  # the client would wait for ever
             time.sleep(max(0.0, self._last + PACE_SECONDS - time.monotonic()))
             self._last = time.monotonic()
+        elif "continue" not in request.url.params:
+            # Out of the server's memory: all nodes may ask at once, and etcd would look at all pods of the
+            # cluster. One that lags behind others may take a change of labels back, until its watch has that.
+            request.url = request.url.copy_merge_params({"resourceVersion": "0"})
         response = super().handle_request(request)
         if not response.is_success:
             # else the client takes JSON that is announced for a Status, and fails where nothing is announced
