@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -194,11 +195,11 @@ def park(watch: PodWatch) -> threading.Event:
     return parked
 
 
-def kubeconfig(folder: Path, url: str, token: str = "secret") -> Path:
+def kubeconfig(folder: Path, url: str, token: str = "secret", **user: object) -> Path:
     made = folder / "kubeconfig"
     config = {
         "clusters": [{"name": "here", "cluster": {"server": url}}],
-        "users": [{"name": "us", "user": {"token": token}}],
+        "users": [{"name": "us", "user": user or {"token": token}}],
         "contexts": [{"name": "it", "context": {"cluster": "here", "user": "us"}}],
         "current-context": "it",
     }
@@ -642,6 +643,42 @@ def test_a_secret_may_be_longer_than_what_is_told() -> None:
 
 def test_a_key_that_is_missing_is_told_as_such() -> None:
     assert module._line(KeyError("clusters")) == "KeyError 'clusters'"
+
+
+def test_an_exec_plugin_that_hangs(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of once, and answers when it does not hang any more."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "fifo")
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1beta1",
+        "command": "cat",
+        "args": [str(tmp_path / "fifo")],
+    }
+    watch = PodWatch(NODE, kubeconfig(tmp_path, f"http://127.0.0.1:{api.server_port}", exec=plugin))
+    eventually(lambda: not answers(watch))
+    for _ in range(3):
+        assert not answers(watch)
+    (tmp_path / "fifo").write_text('{"status": {"token": "secret"}}')
+    eventually(lambda: answers(watch))
+    said, back = [each for each in caplog.records if each.name == module.__name__]
+    assert "exec plugin" in said.error  # type: ignore[attr-defined]
+    assert back.message == "the Kubernetes API answers again"
+    parked = park(watch)
+    api.end()
+    assert parked.wait(30)
+
+
+def test_what_does_not_hang() -> None:
+    """It has just been asked, or there is a watch, which may tell nothing for long."""
+    watch = Told()
+    watch._news.put(module._Asked(time.monotonic()))
+    assert answers(watch)
+    watch._news.put(module._Asked(-math.inf))
+    watch.grant()
+    assert answers(watch)
 
 
 def test_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ JITTER_SECONDS = 3.0  # at most: the daemons of all nodes may be started at once
 PACE_SECONDS = 1.0
 RETRY_SECONDS = 60.0  # at most
 STEADY_SECONDS = 10.0  # a watch that has held for so long has been granted in earnest
+HANG_SECONDS = 60.0  # for a watch, or a failure: what is asked of a server has limits of its own
 
 # Of the API's image of a static pod, which kubelet makes: that it is one, and what cgroups have for its uid.
 # Anybody may write annotations, but kubelet deletes images of what is not there, and a uid is no hash.
@@ -63,6 +64,12 @@ class _Told(NamedTuple):
     are_all: bool = False
 
 
+class _Asked(NamedTuple):
+    """A round has begun, which comes to a watch or fails."""
+
+    at: float
+
+
 class _Failed(NamedTuple):
     """Nothing can be told now."""
 
@@ -89,13 +96,14 @@ class PodWatch:
         self.on = bool(node)
         self._reason = ""  # why nothing is told
         self._granted = math.inf  # since when there is a watch
+        self._asked = math.inf  # since when it is waited for
         self._node = node
         self._kubeconfig = kubeconfig
         self._labels = {key: label_name("label", key) for key in labels}
         self._annotations = {key: label_name("annotation", key) for key in annotations}
         self._pods: dict[str, Pod] = {}  # by what their cgroups have for a uid
         self._gone: dict[str, Pod] = {}
-        self._news: SimpleQueue[_Told | _Failed | _Granted] = SimpleQueue()
+        self._news: SimpleQueue[_Told | _Asked | _Failed | _Granted] = SimpleQueue()
         if self.on:
             Thread(target=self._follow_for_ever, name="pod-watch", daemon=True).start()
 
@@ -114,21 +122,28 @@ class PodWatch:
         before = self._pods
         while not self._news.empty():
             match self._news.get():
+                case _Asked(at):
+                    self._asked = at
                 case _Failed(reason):
-                    if reason != self._reason:
-                        logger.warning(
-                            "what the Kubernetes API said of pods may be out of date: it tells nothing now",
-                            extra={"error": reason},
-                        )
-                    self._reason, self._granted = reason, math.inf
+                    self._fail(reason)
                 case _Granted(at):
-                    self._granted = min(self._granted, at)
+                    self._granted, self._asked = min(self._granted, at), math.inf
                 case _Told() as told:
                     self._take(told)
+        if time.monotonic() - self._asked > HANG_SECONDS:
+            self._fail("no answer for a minute, as where an exec plugin hangs")
         if self._reason and _is_steady(self._granted):
             logger.info("the Kubernetes API answers again")
             self._reason = ""
         return self._pods != before
+
+    def _fail(self, reason: str) -> None:
+        if reason != self._reason:
+            logger.warning(
+                "what the Kubernetes API said of pods may be out of date: it tells nothing now",
+                extra={"error": reason},
+            )
+        self._reason, self._granted, self._asked = reason, math.inf, math.inf
 
     def _take(self, told: _Told) -> None:
         named = {(uid, each.namespace, each.name) for uid, each in told.pods}
@@ -170,6 +185,7 @@ class PodWatch:
             began = min(began, now)
             self._news.put(_Granted(now))
 
+        self._news.put(_Asked(time.monotonic()))
         try:
             self._follow(note_granted)
         except Exception as error:
