@@ -18,7 +18,7 @@ from tests.unit.test_names import FakeRoot, Notes
 from sockledger.workloads import engines as module
 from sockledger.workloads.engines import RETRY_SECONDS, EngineNames
 from sockledger.workloads.names import WAIT_SECONDS, Names
-from sockledger.workloads.naming import Naming, Workload
+from sockledger.workloads.naming import Missing, Naming, Workload
 from sockledger.workloads.pods import PodNames
 
 ID, OTHER = "a" * 64, "b" * 64
@@ -228,7 +228,10 @@ def test_as_a_workload(engine: Engine, tmp_path: Path) -> None:
     assert names.resolve(paths, {})[0][2] == Workload(container="web")
     clock.now += WAIT_SECONDS
     eventually(lambda: engine.asked[OTHER] == 1)
-    assert names.resolve(paths, {})[0][3] == Workload(container=OTHER[:12])
+    named, missing = names.resolve(paths, {})
+    assert named[3] == Workload(container=OTHER[:12])
+    assert missing == {3: Missing({"container"})}, "what it had before a restart it keeps"
     engine.name(OTHER, "/db")
     clock.now += RETRY_SECONDS
     eventually(lambda: names.resolve(paths, {})[0][3] == Workload(container="db"))
+    assert not names.resolve(paths, {})[1]

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.test_paths import BURSTABLE, ID, KIND, OTHER, UID, UID_, USER
 
 from sockledger.kernel.noted import fits
-from sockledger.workloads.naming import Naming, Workload, more_of
+from sockledger.workloads.naming import Missing, Naming, Workload, more_of
 from sockledger.workloads.paths import CONTAINER, LEAF, POD, UNIT, cut
 
 SCOPE = f"cri-containerd-{ID}.scope"
@@ -102,6 +102,18 @@ def test_labels_that_are_too_long() -> None:
     assert "label_d" in left
     assert "label_b" not in left
     assert fits(shown)
+
+
+def test_what_is_missing_may_leave_no_room() -> None:
+    """Names are longer than the ids that stood for them."""
+    labels = {f"label_{number}": "v" * 60 for number in range(5)}
+    named = Workload(pod="uid", more=more_of(labels))
+    before = Workload("shop", "web-" + "0" * 60)
+    assert fits(named)
+    completed = Missing({"namespace", "pod"}).completed(named, before)
+    assert completed[:5] == before[:5]
+    assert len(completed.labels()) == len(before.labels()) + 4
+    assert fits(completed)
 
 
 def test_labels_that_are_not_utf8() -> None:
