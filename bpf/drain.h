@@ -33,7 +33,6 @@ static __noinline int drain(struct socket_counts *s)
 		key.protocol = s->protocol;
 		key.family = family;
 		key.peer = s->peer;
-		key.tag = s->tag;
 		t = totals_of(&key);
 		if (!t)
 			return 1; /* cannot be: overflow is an array that holds every index */

@@ -59,7 +59,7 @@ struct totals_key {
 	enum protocol protocol : 16; /* the socket's */
 	enum family family : 16;     /* the packet's */
 	__u16 peer;
-	__u16 tag;
+	__u16 unused;
 };
 
 struct cgroup_key {
@@ -97,6 +97,7 @@ struct lost_updates {
 	__u64 name_full;  /* no room or memory for a cgroup's name, or it is too long: it is named only if it
 			     is still there when a flush looks */
 	__u64 task_storage; /* no memory for a task's counts: written through, nothing is missing */
+	__u64 tag_full;	    /* no room or memory for a tag's name or its sums: counted as tag other */
 };
 
 struct {

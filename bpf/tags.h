@@ -48,7 +48,7 @@ struct tag_place {
 
 #define TAG_NONE    0
 #define TAG_OTHERS  0xffff  /* those beyond, and what is no name */
-#define TAG_UNKNOWN 0x10000 /* no seat's */
+#define TAG_UNKNOWN 0x10000 /* for now; no seat's */
 #define MOST_TAGS   64
 
 struct {
@@ -72,7 +72,8 @@ struct tagged_totals {
 /* Key 0, made by user space, takes what finds it full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384); /* set from limits.cgroups */
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* few have any */
+	__uint(max_entries, 16384);	      /* set from limits.cgroups */
 	__type(key, struct tagged_key);
 	__type(value, struct tagged_totals);
 } tagged_totals SEC(".maps");
@@ -106,7 +107,17 @@ static __always_inline bool is_name(const struct tag *tag)
 	return over && characters[0];
 }
 
-/* The number of a tag in its cgroup, taken if need be. Global, so that the verifier follows its loops once.
+static __always_inline void count_tag_full(void)
+{
+	struct lost_updates *l = lost_updates();
+
+	if (l)
+		__sync_fetch_and_add(&l->tag_full, 1);
+}
+
+/*
+ * The number of a tag in its cgroup, taken if need be. Places are taken in order, so behind one that is free
+ * there are none. Global, so that the verifier follows its loops once.
  */
 __noinline int tag_number(__u64 cgroup_id, const struct tag *tag)
 {
@@ -116,8 +127,10 @@ __noinline int tag_number(__u64 cgroup_id, const struct tag *tag)
 	if (!tag)
 		return TAG_NONE; /* cannot be, but the verifier wants to see it tested */
 	name = *tag;
-	if (!is_name(&name) || is_closing(cgroup_id))
+	if (!is_name(&name))
 		return TAG_OTHERS;
+	if (is_closing(cgroup_id))
+		return TAG_UNKNOWN;
 	for (int number = 1; number <= MOST_TAGS && number <= settings.tags; number++) {
 		place.number = number;
 		taken = bpf_map_lookup_elem(&tag_names, &place);
@@ -125,10 +138,31 @@ __noinline int tag_number(__u64 cgroup_id, const struct tag *tag)
 			bpf_map_update_elem(&tag_names, &place, &name, BPF_NOEXIST);
 			taken = bpf_map_lookup_elem(&tag_names, &place);
 		}
-		if (taken && same_tag(taken, &name))
+		if (!taken) {
+			count_tag_full();
+			return TAG_UNKNOWN;
+		}
+		if (same_tag(taken, &name))
 			return number;
 	}
 	return TAG_OTHERS;
+}
+
+/* NULL where there is no room, or the cgroup's rows are being deleted. */
+static __noinline struct tagged_totals *tagged_totals_of(const struct tagged_key *key)
+{
+	struct tagged_totals none = {}, *t;
+
+	if (is_closing(key->cgroup_id))
+		return NULL;
+	t = bpf_map_lookup_elem(&tagged_totals, key);
+	if (t)
+		return t;
+	bpf_map_update_elem(&tagged_totals, key, &none, BPF_NOEXIST);
+	t = bpf_map_lookup_elem(&tagged_totals, key);
+	if (!t)
+		count_tag_full();
+	return t;
 }
 
 /* Bytes that are in the totals, too. */
@@ -137,10 +171,12 @@ static __noinline int add_tagged(__u64 cgroup_id, __u32 number, __u64 received, 
 	struct tag_place place = {.cgroup_id = cgroup_id, .number = number};
 	const struct tag *name = bpf_map_lookup_elem(&tag_names, &place);
 	struct tagged_key key = {.cgroup_id = cgroup_id}, other = {};
-	struct tagged_totals none = {}, *t;
+	struct tagged_totals *t;
 
 	key.tag = name ? *name : OTHER_TAGS;
-	t = sums_of(&tagged_totals, &key, &none, &other);
+	t = tagged_totals_of(&key);
+	if (!t)
+		t = bpf_map_lookup_elem(&tagged_totals, &other);
 	if (t) {
 		add(&t->receive_bytes, received);
 		add(&t->transmit_bytes, sent);
@@ -190,6 +226,8 @@ static __noinline __u32 tag_of(struct __sk_buff *skb)
 	number = READ_ONCE(t->number);
 	if (!number || (number > MOST_TAGS && number != TAG_OTHERS)) {
 		number = tag_number(bpf_skb_cgroup_id(skb), &t->tag);
+		if (number == TAG_UNKNOWN)
+			return TAG_OTHERS;
 		WRITE_ONCE(t->number, number);
 	}
 	return number;

@@ -268,8 +268,6 @@ static __always_inline bool counts_for(struct socket_counts *s, __u32 index, __u
 		}
 		return true;
 	}
-	if (s->tag != tag)
-		BRANCH(TAG_LEFT);
 	if (s->tag != tag || !settings.peers || is_connected_to(skb, &peer->address)) {
 		BRANCH(LEFT);
 		leave(s, cookie);

@@ -31,6 +31,7 @@ _SYSCALLS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, 
 _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _OBJ_GET = 2, 3, 7  # enum bpf_cmd
 _ANY, _NOEXIST, _EXIST = range(3)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_MPTCP = 262
 
 _REASONS = {
     errno.EEXIST: "the socket has a tag already",
@@ -43,14 +44,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tag(
-    sock: socket.socket | int, name: str, *, create: bool = False, replace: bool = False, bpffs: Path = BPFFS
+    sock: socket.socket | int,
+    name: str,
+    *,
+    create: bool = False,
+    replace: bool = False,
+    bpffs: str | Path = BPFFS,
 ) -> None:
     """Give a socket a tag: 1 to 31 ASCII characters, none of them a space; *sock* may be its descriptor.
 
     The one that it has is replaced; with *create* that is FileExistsError, and with *replace* it is
     FileNotFoundError if it has none. Connections that a listener accepts from then on have its tag.
-    ValueError for what is no tag. OSError if it is no IPv4 or IPv6 socket, if no daemon counts tags here
-    (FileNotFoundError with a file name), or if this process may not tag (PermissionError).
+    ValueError for what is no tag. OSError if it is no IPv4 or IPv6 socket, or MPTCP's, if no daemon counts
+    tags here (FileNotFoundError with a file name), or if this process may not tag (PermissionError).
     """
     if not _TAG.fullmatch(name) or name == _OTHER:
         raise ValueError(f"{name!r} is no tag: 1 to 31 ASCII characters without spaces, and not {_OTHER!r}")
@@ -60,7 +66,7 @@ def tag(
     _change(_MAP_UPDATE_ELEM, sock, value, _NOEXIST if create else _EXIST if replace else _ANY, bpffs)
 
 
-def untag(sock: socket.socket | int, *, bpffs: Path = BPFFS) -> None:
+def untag(sock: socket.socket | int, *, bpffs: str | Path = BPFFS) -> None:
     """Take a socket's tag away. OSError as of `tag`, FileNotFoundError if it has none."""
     _change(_MAP_DELETE_ELEM, sock, None, 0, bpffs)
 
@@ -70,13 +76,13 @@ def _change(
     sock: socket.socket | int,
     value: ctypes.Array[ctypes.c_char] | None,
     flags: int,
-    bpffs: Path,
+    bpffs: str | Path,
 ) -> None:
     fd = sock if isinstance(sock, int) else sock.fileno()
     _require_internet(fd)
     key = ctypes.create_string_buffer(struct.pack("=i", fd), 4)
     addresses = ctypes.addressof(key), ctypes.addressof(value) if value else 0
-    with _map(bpffs / FOLDER / NAME) as table:
+    with _map(Path(bpffs, FOLDER, NAME)) as table:
         try:
             _bpf(command, struct.pack("=I4xQQQ", table, *addresses, flags))
         except OSError as error:
@@ -84,10 +90,25 @@ def _change(
 
 
 def _require_internet(fd: int) -> None:
-    with socket.socket(fileno=os.dup(fd)) as same:  # which asks the kernel what it is
-        if same.family not in _FAMILIES:
-            family = getattr(same.family, "name", same.family)
-            raise OSError(errno.EAFNOSUPPORT, f"is an {family} socket, and tags are for IPv4 and IPv6")
+    family, protocol = (_option(fd, option) for option in (socket.SO_DOMAIN, socket.SO_PROTOCOL))
+    if family not in _FAMILIES:
+        names = {each.value: each.name for each in socket.AddressFamily}
+        raise OSError(
+            errno.EAFNOSUPPORT, f"is of {names.get(family, family)}, and tags are for IPv4 and IPv6 sockets"
+        )
+    if protocol == _MPTCP:
+        raise OSError(
+            errno.EPROTONOSUPPORT, "is an MPTCP socket: others, one for each path, send what it is given"
+        )
+
+
+def _option(fd: int, option: int) -> int:
+    """Return what the kernel says of a socket: to be made Python's by its descriptor would change it."""
+    value, size = ctypes.c_int(), ctypes.c_uint(ctypes.sizeof(ctypes.c_int))
+    if _libc.getsockopt(fd, socket.SOL_SOCKET, option, ctypes.byref(value), ctypes.byref(size)):
+        number = ctypes.get_errno()
+        raise OSError(number, _REASONS.get(number, os.strerror(number)))
+    return value.value
 
 
 @contextmanager

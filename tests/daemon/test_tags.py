@@ -160,7 +160,7 @@ def test_what_is_refused(place: Surroundings) -> None:
         )
         fd = unix.fileno()
         assert complaint(place, "tag", "--pid", ours, "--fd", fd, "a") == (
-            f"descriptor {fd} of process {ours}: is an AF_UNIX socket, and tags are for IPv4 and IPv6"
+            f"descriptor {fd} of process {ours}: is of AF_UNIX, and tags are for IPv4 and IPv6 sockets"
         )
         fd = null.fileno()
         assert complaint(place, "tag", "--pid", ours, "--fd", fd, "a") == (

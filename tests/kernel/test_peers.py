@@ -627,7 +627,7 @@ MUTANTS = {
     ),
     "what is written through has no class": Change("traffic.h", "	key.peer = peer->class;\n", ""),
     "any seat will do": Change(
-        "traffic.h", "if (of_tag && s->peer == peer->class) {", "if (of_tag && s->peer) {"
+        "traffic.h", "if (s->tag == tag && s->peer == peer->class) {", "if (s->tag == tag && s->peer) {"
     ),
 }
 

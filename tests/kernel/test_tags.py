@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import itertools
 import os
 import random
 import re
@@ -16,26 +17,39 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
-from tests.kernel.ledger import NOTHING, attached, final_difference, flush, flushing, seats, totals_of
-from tests.kernel.machine import Cgroup, Netns, run, sysctl_set
-from tests.kernel.objects import Change, build
+from tests.kernel.ledger import (
+    NOTHING,
+    attached,
+    final_difference,
+    flush,
+    flushing,
+    repeating,
+    seats,
+    totals_of,
+)
+from tests.kernel.machine import Cgroup, Netns, new_cgroup, run, sysctl_set
+from tests.kernel.objects import HURRIED, RESTLESS, SLOW_MOTION, Change, build
 from tests.kernel.tcp import Ends
 from tests.kernel.test_pins import pins, start
 from tests.kernel.traffic import scaled
+from tests.patience import SCALE
 
 from sockledger import tags
 from sockledger.errors import UserError
 from sockledger.kernel.cgroups import CgroupRoot
 from sockledger.kernel.datapath import DataPath, Parts
-from sockledger.kernel.libbpf import OpenMap, open_pin, pin
+from sockledger.kernel.libbpf import Map, OpenMap, open_pin, pin
+from sockledger.kernel.meters import Meters
 from sockledger.kernel.pins import Pins
 from sockledger.kernel.sums import TAGGED_TOTALS
 from sockledger.kernel.tag_pin import TagPin
+from sockledger.ledger.ledger import WARNINGS, Ledger
 from sockledger.ledger.splits import TAGS
 
 __all__ = ["pins"]  # a fixture
 
 IPV4_UDP = 28
+IPPROTO_MPTCP = 262
 NOBODY = 65534
 LEFT = 1 << 63 | 2  # bpf/ledger.h
 
@@ -223,6 +237,106 @@ def test_changed_under_traffic(
         assert final_difference(path, below) == NOTHING
 
 
+@pytest.mark.parametrize("changes", [SLOW_MOTION, HURRIED, RESTLESS], ids=["slow", "hurried", "restless"])
+def test_tagged_anew_by_others(
+    below: CgroupRoot,
+    ends: Ends,
+    tag_pin: TagPin,
+    bpffs: Path,
+    tmp_path: Path,
+    changes: tuple[Change, ...],
+) -> None:
+    """By one process while others send: whichever tags they find, together they have all, once."""
+    emulated = SCALE > 1  # where races take hours
+    image = build(tmp_path, () if emulated else changes)
+    with attached(below, image, tag_pin=tag_pin) as path:
+        sender = ends.new_socket(ends.client, kind=socket.SOCK_DGRAM)
+        sink = ends.new_socket(ends.server, kind=socket.SOCK_DGRAM)
+        sink.bind(("127.0.0.1", 0))
+        sender.connect(sink.getsockname())
+        tags.tag(sender, "a", bpffs=bpffs)
+        names = itertools.cycle("abc")
+        sizes = range(scaled(3000))
+
+        def send() -> None:
+            for size in sizes:
+                sender.send(bytes(size % 100))
+
+        with repeating(lambda: tags.tag(sender, next(names), bpffs=bpffs), 0.0005), flushing(path, 0.002):
+            threads = [threading.Thread(target=send) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        found = by_tag(path, ends.client)
+        assert found.keys() <= {"a", "b", "c"}
+        truth = len(threads) * sum(size % 100 + IPV4_UDP for size in sizes)
+        assert sum(sent for _, sent in found.values()) == moved(path, ends.client)[1] == truth
+        assert final_difference(path, below) == NOTHING
+
+
+def test_tags_take_no_room_among_the_totals(below: CgroupRoot, ends: Ends, tag_pin: TagPin) -> None:
+    """Or who may tag could have other workloads' traffic count as other."""
+    with attached(below, cgroups=20, tags=64, tag_pin=tag_pin) as path:
+        for number in range(70):
+            sender = ends.new_socket(ends.client, kind=socket.SOCK_DGRAM)
+            sender.bind(("127.0.0.1", 0))
+            tag_raw(path, sender, f"tag{number}".encode())
+            sender.sendto(b"x", sender.getsockname())
+            sender.recv(10)
+        flush(path)
+        assert len([key for key, _ in path.totals() if key.cgroup_id == ends.client.id]) == 1
+        assert sum(sent for _, sent in by_tag(path, ends.client).values()) == 70 * (IPV4_UDP + 1)
+        assert not any(path.lost_updates().values())
+
+
+def test_no_room_for_tags(
+    below: CgroupRoot, ends: Ends, tag_pin: TagPin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What finds none counts as cgroup other's tag other; when there is room again, it has its own."""
+    with attached(below, cgroups=1, tag_pin=tag_pin) as path:
+        ledger = Ledger(path, below, Meters((), below, path))
+        full = [(1 << 62, number, 0, 0, 0) for number in range(100)]
+        while path.kept[TAGGED_TOTALS].make(full[-1]):
+            full.append((1 << 62, full[-1][1] + 1, 0, 0, 0))
+        (sender,) = (ends.new_socket(ends.client, kind=socket.SOCK_DGRAM) for _ in range(1))
+        sender.bind(("127.0.0.1", 0))
+        for _ in range(2):
+            tag_raw(path, sender, b"a")
+            sender.sendto(b"x", sender.getsockname())
+            sender.recv(10)
+            ledger.flush()
+        assert by_tag(path, ends.client) == {}
+        assert (0, 0, 0, 0, 0) in dict(path.sums[TAGGED_TOTALS].rows())
+        assert dict(path.sums[TAGGED_TOTALS].rows())[0, 0, 0, 0, 0] == (2 * (IPV4_UDP + 1),) * 2
+        lost = {reason for reason, number in path.lost_updates().items() if number}
+        assert lost == {"tag_full"}
+        assert [record.message for record in caplog.records].count(WARNINGS["tag_full"]) == 1
+        path.kept[TAGGED_TOTALS].delete(full[-2])
+        sender.sendto(b"x", sender.getsockname())
+        sender.recv(10)
+        assert by_tag(path, ends.client) == {"a": (IPV4_UDP + 1, IPV4_UDP + 1)}
+
+
+def test_a_name_that_finds_no_room_for_a_while(below: CgroupRoot, ends: Ends, tag_pin: TagPin) -> None:
+    with attached(below, tag_pin=tag_pin) as path:
+        sender = ends.new_socket(ends.client, kind=socket.SOCK_DGRAM)
+        sender.bind(("127.0.0.1", 0))
+        tag_raw(path, sender, b"a")
+
+        def talk() -> None:
+            sender.sendto(b"x", sender.getsockname())
+            sender.recv(10)
+
+        with path.closed([ends.client.id]):
+            talk()
+        talk()
+        flush(path)
+        assert path.places()["tag_names"] == {(ends.client.id, 1)}
+        octets = IPV4_UDP + 1
+        assert by_tag(path, ends.client) == {"other": (octets, octets), "a": (octets, octets)}
+
+
 def test_a_socket_that_changes_too_often_is_written_through(
     below: CgroupRoot, ends: Ends, tag_pin: TagPin, bpffs: Path
 ) -> None:
@@ -304,6 +418,24 @@ def test_more_than_are_told_apart_and_what_is_no_name(
         assert len(path.places()["tag_names"]) == 3
 
 
+def test_places_of_a_cgroup_that_is_not_noted(below: CgroupRoot, ends: Ends, tag_pin: TagPin) -> None:
+    """As where there is no room for its name: as long as it lives, its tags keep their numbers."""
+    with attached(below, tag_pin=tag_pin) as path, new_cgroup(below.path, "gone") as gone:
+        ledger = Ledger(path, below, Meters((), below, path))
+        table = path.maps["tag_names"]
+        for number in (ends.client.id, gone.id):
+            path.cgroups.forget(number)
+            table.update(table.key.struct.pack(number, 1), b"db".ljust(32, b"\0"))
+        ledger.flush()
+        assert path.places()["tag_names"] == {(ends.client.id, 1), (gone.id, 1)}
+        number = gone.id
+        gone.path.rmdir()
+        gone.path.mkdir()
+        path.cgroups.forget(number)
+        ledger.flush()
+        assert path.places()["tag_names"] == {(ends.client.id, 1)}
+
+
 def test_numbers_that_a_tagger_makes_up(below: CgroupRoot, ends: Ends, tag_pin: TagPin, bpffs: Path) -> None:
     """What the first packet notes with a tag is bound to his own cgroup's tags."""
     with attached(below, tag_pin=tag_pin) as path:
@@ -357,18 +489,41 @@ def test_what_is_refused(below: CgroupRoot, ends: Ends, tag_pin: TagPin, bpffs: 
         for family in (socket.AF_UNIX, socket.AF_NETLINK):
             with (
                 socket.socket(family, socket.SOCK_DGRAM) as other,
-                pytest.raises(OSError, match=f"is an {family.name} socket, and tags are for IPv4 and IPv6"),
+                pytest.raises(OSError, match=f"is of {family.name}, and tags are for IPv4 and IPv6 sockets"),
             ):
                 tags.tag(other, "a", bpffs=bpffs)
         with (
             Path("/dev/null").open() as null,
-            pytest.raises(OSError, match="on-socket") as no,
+            pytest.raises(OSError, match="is no socket") as no,
         ):
             tags.tag(null.fileno(), "a", bpffs=bpffs)
         assert no.value.errno == errno.ENOTSOCK
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as several,
+            pytest.raises(OSError, match="is an MPTCP socket"),
+        ):
+            tags.tag(several, "a", bpffs=bpffs)
         sock.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             tags.tag(sock, "a", bpffs=bpffs)
+
+
+def test_the_socket_stays_as_it_is(below: CgroupRoot, ends: Ends, tag_pin: TagPin, bpffs: Path) -> None:
+    """Blocking, where Python makes others that are not; and nothing is left open when it is refused."""
+    socket.setdefaulttimeout(5)
+    try:
+        with attached(below, tag_pin=tag_pin), Path("/dev/null").open() as null:
+            sock = ends.new_socket(ends.client)
+            sock.settimeout(None)
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            tags.tag(sock, "a", bpffs=bpffs)
+            assert os.get_blocking(sock.fileno())
+            for _ in range(10):
+                with pytest.raises(OSError, match="is no socket"):
+                    tags.tag(null.fileno(), "a", bpffs=bpffs)
+            assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 def test_without_memory_for_a_tag(below: CgroupRoot, client: Cgroup, tag_pin: TagPin, bpffs: Path) -> None:
@@ -484,6 +639,30 @@ def test_tags_outlive_the_daemon(
         assert by_tag(path, ends.client) == {}, "begun anew, and the socket has no tag any more"
 
 
+def test_names_that_are_not_pinned_any_more(
+    below: CgroupRoot, ends: Ends, pins: Pins, tag_pin: TagPin, bpffs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers of before would be other names': sockets lose their tags, and a line says so."""
+    one, other = (ends.new_socket(ends.client, kind=socket.SOCK_DGRAM) for _ in range(2))
+    for each in (one, other):
+        each.bind(("127.0.0.1", 0))
+        each.connect(each.getsockname())
+    with closing(start(below, pins, tag_pin=tag_pin)):
+        tags.tag(one, "db", bpffs=bpffs)
+        one.send(b"x")
+    (names,) = (pins.folder / "maps").glob("tag_names-*")
+    names.unlink()
+    assert "lose" not in caplog.text
+    with closing(start(below, pins, tag_pin=tag_pin)) as path:
+        assert caplog.text.count("sockets lose their tags") == 1
+        tags.tag(other, "cache", create=True, bpffs=bpffs)
+        for each in (other, one):
+            each.send(b"x")
+        found = by_tag(path, ends.client)
+        assert found["cache"] == (IPV4_UDP + 1, IPV4_UDP + 1)
+        tags.tag(one, "db", create=True, bpffs=bpffs)
+
+
 def test_a_pin_that_somebody_has_taken_away(
     below: CgroupRoot, ends: Ends, pins: Pins, tag_pin: TagPin, bpffs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -505,9 +684,34 @@ def test_a_pin_that_somebody_has_taken_away(
         path.pin_again()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o750
         (folder / "tags").unlink()
+        (folder / "tags").mkdir()
+        with pytest.raises(UserError, match="tags/tags: is no pin: remove it"):
+            path.pin_again()
+        assert tag_pin.remove() == 0
+        (folder / "tags").rmdir()
         pin(path.maps["lost"].fd, folder / "tags")
     with pytest.raises(UserError, match="is no map of tags: remove it"):
         start(below, pins, tag_pin=tag_pin)
+
+
+def test_who_has_the_folder_swaps_the_pin_for_a_link(
+    below: CgroupRoot, bpffs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it points to keeps its mode: root would change any file's."""
+    tag_pin, victim = TagPin(bpffs, NOBODY), tmp_path / "victim"
+    victim.touch(mode=0o600)
+    pinned = bpffs / "sockledger-tags/tags"
+    with attached(below, tag_pin=tag_pin) as path:
+
+        def swap(self: TagPin, table: Map) -> bool:
+            pinned.unlink()
+            pinned.symlink_to(victim)
+            return True
+
+        monkeypatch.setattr(TagPin, "_is_ours", swap)
+        with pytest.raises(UserError, match="is no pin: remove it"):
+            tag_pin.keep(path.maps["tags"])
+        assert (stat.S_IMODE(victim.stat().st_mode), victim.stat().st_uid) == (0o600, 0)
 
 
 # ---- broken on purpose
@@ -524,7 +728,7 @@ MUTANTS = {
     ),
     "what was pending has none": Change("drain.h", "		if (s->tag)\n", "		if (false)\n"),
     "what begins alike is the same": Change("tags.h", "one->words[0] == other->words[0] && ", ""),
-    "any name will do": Change("tags.h", "if (!is_name(&name) || ", "if ("),
+    "any name will do": Change("tags.h", "if (!is_name(&name))", "if (!tag)"),
 }
 
 

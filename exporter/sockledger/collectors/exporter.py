@@ -55,7 +55,8 @@ LOST_UPDATES = Metric(
     "end_unseen: a TCP socket was gone without a sign; what it counted since the last flush is missing. "
     "name_full: no room (limits.cgroups is too small), or no memory, for a new cgroup's name, or its path is "
     "longer than 414 bytes: if it is gone before a flush, it is unknown. "
-    "task_storage: no memory for a task's counts; counted all the same, only slower.",
+    "task_storage: no memory for a task's counts; counted all the same, only slower. "
+    "tag_full: no room (limits.cgroups is too small), or no memory, for a tag: counted as tag other.",
     ("reason",),
     "reasons",
 )

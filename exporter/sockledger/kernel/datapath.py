@@ -40,6 +40,7 @@ from sockledger.kernel.sums import (
     RETIRED_TOTALS,
     SUMS,
     TAGGED_TOTALS,
+    TAGS_PER_CGROUP,
     TASK_TOTALS,
     TASKS_PER_CGROUP,
     TOTALS_PER_CGROUP,
@@ -199,13 +200,16 @@ class DataPath:
             elif name == TASK_TOTALS:
                 others = len(self._object.btf.enum("socket_family"))
                 entries = rows * (TASKS_PER_CGROUP if parts.tasks else 1) + others
+            elif name == TAGGED_TOTALS:
+                entries = rows * TAGS_PER_CGROUP
             self.maps[name].max_entries = _room(pins, name, entries + 2) if self._counts(name) else 1
         counted = [each for name, each in self.maps.items() if policy(name).pinned and self._counts(name)]
         self._map_pins = [pins.of_map(each) for each in counted] if pins else []
-        if self._tag_pin:
-            self._tag_pin.take_over(self.maps["tags"])
+        tagged = self._tag_pin is not None and self._tag_pin.prepare()
         if pins:
             self._take_over_maps(pins)
+        if self._tag_pin and tagged:
+            self._take_over_tags(self._tag_pin)
         try:
             self._object.load()
         except LoadError as error:
@@ -289,6 +293,13 @@ class DataPath:
                 "limits.connections stays as it is: a reboot or sockledger uninstall lets it change",
                 extra={"wanted": wanted, "limit": limit},
             )
+
+    def _take_over_tags(self, tag_pin: TagPin) -> None:
+        """Let the object be loaded with the tags that sockets have: in them are numbers of places."""
+        if self._pins and "tag_names" in self._pins.taken_over:
+            tag_pin.take_over(self.maps["tags"])
+        else:
+            logger.warning("sockets lose their tags, as the names of these are not pinned")
 
     def _keep_maps(self, pins: Pins) -> None:
         """Pin all maps, and the flush. What jumps to a slot that is not there any more is taken off first."""
@@ -434,6 +445,8 @@ class DataPath:
         self._undo_links()
         if self._pins and not self._pins.resumed:
             self._pins.remove()
+            if self._tag_pin:
+                self._tag_pin.remove()
 
     def _undo_links(self) -> None:
         """Detach what was not attached before; first it is noted that this is meant to be."""

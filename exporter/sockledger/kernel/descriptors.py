@@ -22,7 +22,8 @@ def socket_of(pid: int, fd: int) -> Iterator[socket.socket]:
     except OSError as error:
         if remedy(error):
             raise
-        raise UserError(f"process {pid}: there is none, or it has ended") from None
+        reason = "there is none, or it has ended" if error.errno == errno.ESRCH else error.strerror
+        raise UserError(f"process {pid}: {reason}") from None
     try:
         copy: int = _libc.syscall(_PIDFD_GETFD, process, fd, 0)
         if copy < 0:

@@ -74,6 +74,7 @@ class Pins:
         self._attached = self.folder / "attached"
         self.resumed = False  # whether there was something to go on with
         self.attached: set[str] = set()  # the links of the last start that came to its end
+        self.taken_over: set[str] = set()  # maps, by name
         self.generations: dict[str, str] = {}  # by a map's name; of those of an older version there are none
 
     def there(self) -> bool:
@@ -296,6 +297,7 @@ class Pins:
         """Let a map's object be loaded with the one that is pinned, if there is one."""
         with suppress(FileNotFoundError), opened_map(each.path) as table:
             each.map.reuse(table.fd)
+            self.taken_over.add(each.map.name)
 
     def keep(self, fd: int, path: Path) -> None:
         """Pin, unless it is. UserError if something else is there."""

@@ -39,6 +39,7 @@ RETIRED_TOTALS = 8
 LEAST_PORTS = 1024
 # Where processes are told apart: a few names, each with the families that it uses.
 TASKS_PER_CGROUP = 6
+TAGS_PER_CGROUP = 4
 
 
 class Traffic(NamedTuple):
@@ -61,7 +62,7 @@ class TotalsKey(NamedTuple):
     protocol: int
     family: int
     peer: int
-    tag: int
+    unused: int
 
 
 class Sums:

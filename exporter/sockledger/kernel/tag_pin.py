@@ -6,12 +6,11 @@ It stays when versions and limits change, for what is in it only its users could
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from sockledger.errors import UserError, remedy
-from sockledger.kernel.libbpf import Map, OpenMap, pin
+from sockledger.kernel.libbpf import BPF_F_RDONLY, Map, OpenMap, pin
 from sockledger.kernel.pins import opened_map
 from sockledger.tags import FOLDER, NAME
 
@@ -27,13 +26,20 @@ class TagPin:
         self._owner = os.geteuid() if owner is None else owner
         self._group = os.getegid() if group is None else group
 
-    def take_over(self, table: Map) -> None:
-        """Let an object be loaded with the map that is pinned, if there is one.
-
-        UserError if it is no such map, or the folder cannot be made.
-        """
+    def prepare(self) -> bool:
+        """Make the folder; return whether a map is pinned there. UserError if something else is."""
         self._make_folder()
-        with suppress(FileNotFoundError), opened_map(self._path) as pinned:
+        try:
+            mode = self._path.lstat().st_mode
+        except FileNotFoundError:
+            return False
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{self._path}: is no pin: remove it")
+        return stat.S_ISREG(mode)
+
+    def take_over(self, table: Map) -> None:
+        """Let an object be loaded with the map that is pinned. UserError if it is no such."""
+        with opened_map(self._path) as pinned:
             if (pinned.type, pinned.key_size, pinned.value_size, pinned.flags) != (
                 table.type,
                 table.key_size,
@@ -44,63 +50,59 @@ class TagPin:
             table.reuse(pinned.fd)
 
     def keep(self, table: Map) -> bool:
-        """Pin the map, unless it is; return whether it was not. UserError if that is not allowed."""
-        self._make_folder()
-        is_new = not self._is_ours(table)
+        """Pin the map, in place of what is there; return whether it was not. UserError if that is refused."""
+        is_new = not (self.prepare() and self._is_ours(table))
         if is_new:
-            with suppress(FileNotFoundError, IsADirectoryError):
-                self._path.unlink()
+            self._path.unlink(missing_ok=True)
             pin(table.fd, self._path)
-        found = self._path.lstat()
-        try:
-            if (found.st_uid, found.st_gid) != (self._owner, self._group):
-                os.chown(self._path, self._owner, self._group, follow_symlinks=False)
-            if stat.S_IMODE(found.st_mode) != _PIN_MODE:
-                self._path.chmod(_PIN_MODE)
-        except OSError as error:
-            raise _refused(self._path, error) from None
+        self._give(self._path, os.O_PATH, _PIN_MODE)
         return is_new
 
     def _make_folder(self) -> None:
         try:
             with suppress(FileExistsError):
                 self._folder.mkdir(mode=_FOLDER_MODE)
-            with self._opened_folder() as fd:
-                found = os.fstat(fd)
-                if (found.st_uid, found.st_gid) != (self._owner, self._group):
-                    os.fchown(fd, self._owner, self._group)
-                if stat.S_IMODE(found.st_mode) != _FOLDER_MODE:
-                    os.fchmod(fd, _FOLDER_MODE)
         except OSError as error:
             raise _refused(self._folder, error) from None
+        self._give(self._folder, os.O_DIRECTORY, _FOLDER_MODE)
 
-    @contextmanager
-    def _opened_folder(self) -> Iterator[int]:
-        """Open the folder itself: whoever may write to bpffs could have made a link there to another."""
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def _give(self, path: Path, kind: int, mode: int) -> None:
+        """Let those have it who may: itself, whatever others make a link of meanwhile."""
         try:
-            yield fd
-        finally:
-            os.close(fd)
+            fd = os.open(path, kind | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                found = os.fstat(fd)
+                if stat.S_ISLNK(found.st_mode):
+                    raise UserError(f"{path}: is no pin: remove it")
+                itself = f"/proc/self/fd/{fd}"
+                if (found.st_uid, found.st_gid) != (self._owner, self._group):
+                    os.chown(itself, self._owner, self._group)
+                if stat.S_IMODE(found.st_mode) != mode:
+                    Path(itself).chmod(mode)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _refused(path, error) from None
 
     def _is_ours(self, table: Map) -> bool:
         try:
-            if not stat.S_ISREG(self._path.lstat().st_mode):
-                return False
-            with opened_map(self._path) as pinned:
+            with opened_map(self._path, BPF_F_RDONLY) as pinned:
                 return pinned.id == OpenMap(table.fd).id
-        except FileNotFoundError:
+        except (OSError, UserError):  # it is no map
             return False
 
     def remove(self) -> int:
         """Remove the pin and its folder; return how many pins there were."""
         removed = 0
-        with suppress(FileNotFoundError, NotADirectoryError), self._opened_folder() as fd:
-            with suppress(FileNotFoundError):
+        with suppress(OSError):  # what somebody else put there stays
+            fd = os.open(self._folder, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
                 os.unlink(NAME, dir_fd=fd)
                 removed = 1
-            with suppress(OSError):  # what somebody else put there stays
-                self._folder.rmdir()
+            finally:
+                os.close(fd)
+        with suppress(OSError):
+            self._folder.rmdir()
         return removed
 
 

@@ -22,12 +22,12 @@ def uninstall(bpffs: Path, cgroupfs: Path | None) -> int:
     if not lock.try_acquire():
         raise UserError(f"{bpffs}: a daemon runs with what is pinned there: stop it first")
     try:
-        removed = Pins(bpffs).remove() + TagPin(bpffs).remove()
+        removed = Pins(bpffs).remove()
+        if not removed and hot_paths((root := find_root(cgroupfs)).id):
+            raise UserError(
+                f"nothing is pinned in {bpffs}, but a daemon's programs are attached at {root.path}: stop "
+                "the daemon and try again, or name the BPF file system that it was given with --path.bpffs"
+            )
+        return removed + TagPin(bpffs).remove()
     finally:
         lock.release()
-    if not removed and hot_paths((root := find_root(cgroupfs)).id):
-        raise UserError(
-            f"nothing is pinned in {bpffs}, but a daemon's programs are attached at {root.path}: stop the "
-            "daemon and try again, or name the BPF file system that it was given with --path.bpffs"
-        )
-    return removed

@@ -37,6 +37,7 @@ WARNINGS = {
     "udp_sockets_full": "too many UDP sockets drop datagrams, or memory is short: drops are missing",
     "end_unseen": "a TCP socket was gone without a sign: its last figures are missing",
     "task_storage": "memory was short for what a task has sent and received: it is counted, only slower",
+    "tag_full": "there was no room, or no memory, for a tag: it counts as other, raise limits.cgroups",
     "name_full": "there was no room, or no memory, for a cgroup's name, or its path is longer than 414 "
     "bytes: it may count as unknown, raise limits.cgroups, or allow the daemon more memory",
 }
@@ -228,8 +229,7 @@ class Ledger:
         self._ended |= self._retirement.advance(began, self._tables(totals, sums), noted, visible)
         for table, name in PLACES.items():
             known_ids = {self._root.id, *noted, *(key[0] for key in sums.get(table, ()))}
-            unknown = [place for place in places.get(name, ()) if place[0] not in known_ids]
-            self.datapath.forget_places(name, unknown)
+            self._forget_places(name, [each for each in places.get(name, ()) if each[0] not in known_ids])
         if self._ended and asked <= named.keys() | noted.keys():  # all that count are known
             known: set[Owner] = set(workloads.values())
             known |= {Workload(*each.labels) for each in self._retirement.label_sets}
@@ -237,6 +237,12 @@ class Ledger:
             known |= {(str(number),) for number, each in noted.items() if not each.removed}
             self._births.forget(known | {point.cgroup_ids for point in attach_points})
             self._ended = False
+
+    def _forget_places(self, name: str, unknown: Collection[tuple[int, ...]]) -> None:
+        """Give back places of cgroups that are gone: for one that lives there may be no room elsewhere."""
+        gone = {number for number, path in self._root.paths_of({each[0] for each in unknown}) if path is None}
+        if self._root.sees_all:
+            self.datapath.forget_places(name, [each for each in unknown if each[0] in gone])
 
     def _end_name(self, table: str, workload: Workload, key: Key) -> None:
         """End a name's counter, now that its row's sums count without it."""
