@@ -345,8 +345,9 @@ MUTANTS = {
         Change(
             "tasks.h",
             "		__u64 received = take(&c->pending[family][RECEIVE]);\n",
-            f"		__u64 received = READ_ONCE(c->pending[family][RECEIVE]);\n\n		{PAUSE}"
-            "		if (received)\n			WRITE_ONCE(c->pending[family][RECEIVE], 0);\n",
+            "		__u64 received = READ_ONCE(c->pending[family][RECEIVE]);\n\n"
+            f"		if (received) {{\n			{PAUSE}"
+            "			WRITE_ONCE(c->pending[family][RECEIVE], 0);\n		}\n",
         ),
     ),
     "drained while its account is written": (
