@@ -641,6 +641,29 @@ def test_a_secret_may_be_longer_than_what_is_told() -> None:
     assert module._line(error) == "not https://...@a, https://...@b, Basic ..."
 
 
+@pytest.mark.parametrize("token", ["!SECRET", "*SECRET"])
+def test_what_yaml_says_of_a_secret_is_not_told(
+    api: Api, tmp_path: Path, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One without quotes is a tag or an alias, which is unknown."""
+    path = kubeconfig(tmp_path, f"http://127.0.0.1:{api.server_port}", token="TOKEN")
+    text = path.read_text()
+    assert text.count('"TOKEN"') == 1
+    path.write_text(text.replace('"TOKEN"', token))
+    watch = PodWatch(NODE, path)
+    eventually(lambda: not answers(watch))
+    assert park(watch).wait(30)
+    (record,) = (each for each in caplog.records if each.name == module.__name__)
+    assert "SECRET" not in record.error  # type: ignore[attr-defined]
+
+
+def test_a_long_answer_takes_no_longer() -> None:
+    """Whoever sends it would hold up all of the daemon."""
+    began = time.process_time()
+    assert len(module._line(ValueError("/" * 1_000_000))) <= 200
+    assert time.process_time() - began < 5, "it would be an hour"
+
+
 def test_a_key_that_is_missing_is_told_as_such() -> None:
     assert module._line(KeyError("clusters")) == "KeyError 'clusters'"
 
@@ -679,6 +702,16 @@ def test_what_does_not_hang() -> None:
     watch._news.put(module._Asked(-math.inf))
     watch.grant()
     assert answers(watch)
+
+
+def test_what_has_failed_does_not_hang(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told of as it failed, and nothing more while nobody asks."""
+    watch = Told()
+    watch._news.put(module._Asked(-math.inf))
+    watch.fail()
+    for _ in range(2):
+        assert not answers(watch)
+    assert [each.error for each in caplog.records] == ["away"]  # type: ignore[attr-defined]
 
 
 def test_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,18 @@ def test_the_sandbox_is_what_has_no_log(folder: Path) -> None:
     assert node.named()[f"{POD}/{PAUSE}"] == Workload("shop", "web-0", SANDBOX)
 
 
+def test_no_guess_in_place_of_a_name_that_may_come(folder: Path) -> None:
+    """Who is shown already by his id waits under that."""
+    node = Node(folder, f"{POD}/{ID}")
+    assert node.named() == {f"{POD}/{ID}": Workload(pod=UID, container=ID[:12])}
+    link(folder, "other", OTHER)
+    assert node.named() == {f"{POD}/{ID}": Workload(pod=UID, container=ID[:12])}
+    node.now = WAIT_SECONDS
+    assert node.named() == {f"{POD}/{ID}": Workload("shop", "web-0", SANDBOX)}
+    link(folder, "nginx", ID)
+    assert node.named() == {f"{POD}/{ID}": Workload("shop", "web-0", "nginx")}
+
+
 def test_an_id_that_was_cut_off(folder: Path) -> None:
     """It may be the sandbox, or the container: nobody knows."""
     pod = "w" * 200
@@ -187,6 +199,16 @@ def test_a_fault_that_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         patched.setattr(os, "scandir", Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
         assert node.names.resolve(node.paths, {}) == ({2: Workload(pod=UID, container=ID[:12])}, missing)
     assert node.names.resolve(node.paths, {}) == ({2: Workload("shop", "web-0", "nginx")}, {})
+
+
+def test_a_link_that_cannot_be_read_for_a_moment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not gone: the folder is read again, though it does not change."""
+    os.utime(link(folder, "nginx", ID).parent, (0, 0))
+    node = Node(folder, f"{POD}/{ID}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "readlink", Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
+        node.names.look()
+    assert node.named() == {f"{POD}/{ID}": Workload("shop", "web-0", "nginx")}
 
 
 def test_a_folder_that_goes_after_a_fault(folder: Path) -> None:

@@ -125,9 +125,10 @@ class Names:
             each = self._known.get(path) or _Known(None, now)
             if not each.name or (new_names and not each.name.final):
                 name = self._name(path)
-                # who is shown already is so until a better name comes
-                waiting = not each.name and name.awaited and now - each.since < WAIT_SECONDS
-                each = each._replace(name=None if waiting else name)
+                # who is shown already is so until a better name comes, or none does
+                waiting = name.awaited and now - each.since < WAIT_SECONDS
+                self._new_names |= waiting
+                each = each._replace(name=each.name if waiting else name)
             known[path] = each
         self._known = known
 

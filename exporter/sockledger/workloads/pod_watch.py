@@ -39,8 +39,11 @@ _NOT_IN_NAMES = re.compile("[^a-zA-Z0-9_]")
 _MOST_GONE = 1000
 _MOST_CHARACTERS = 63  # of a value: a label's is never longer, an annotation's may be 256 KiB
 _MOST_OF_ERRORS = 200
-# Of requests. Of a password that has a slash the beginning is taken for a port.
-_SECRETS = re.compile("(?<=//)[^ ]*(?=@)|(?<=Invalid port: ).*|(?<=Bearer ).*|(?<=Basic ).*")
+# Of requests, and of a kubeconfig. Of a password that has a slash the beginning is taken for a port; one
+# without quotes that begins with ! or * is a tag or an alias.
+_SECRETS = re.compile(
+    "(?<=//)[^ ]*(?=@)|(?<=Invalid port: ).*|(?<=Bearer ).*|(?<=Basic ).*|(?<=the tag ).*|(?<= alias ).*"
+)
 
 
 class Pod(NamedTuple):
@@ -229,7 +232,8 @@ def _line(error: Exception) -> str:
 
     And what it was asked with, which nobody should read in a log.
     """
-    text = _SECRETS.sub("...", str(error).split("\n")[0])[:_MOST_OF_ERRORS]
+    line = str(error).split("\n")[0][: 10 * _MOST_OF_ERRORS]  # or a long one would take long
+    text = _SECRETS.sub("...", line)[:_MOST_OF_ERRORS]
     if text in ("", "None") or isinstance(error, KeyError):  # whose text is but the key
         text = f"{type(error).__name__} {text}".removesuffix("None").rstrip()
     return printable(text)

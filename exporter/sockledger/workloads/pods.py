@@ -9,6 +9,7 @@ So no API server is asked, and no right is needed but to read a folder. The name
 characters, and then lacks the container's id; what it points to is never cut.
 """
 
+import errno
 import logging
 import os
 import re
@@ -72,8 +73,10 @@ class PodNames:
             for link in links:
                 try:
                     target = Path(link.path).readlink()
-                except OSError:  # gone meanwhile, or no link
-                    continue
+                except OSError as error:
+                    if error.errno in (errno.ENOENT, errno.EINVAL):  # gone meanwhile, or no link
+                        continue
+                    raise
                 if not (pod := _POD_FOLDER.fullmatch(target.parent.parent.name)):
                     continue
                 pods[pod["uid"]] = Container(pod["namespace"], pod["name"])
