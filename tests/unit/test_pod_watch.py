@@ -641,7 +641,7 @@ def test_a_secret_may_be_longer_than_what_is_told() -> None:
     assert module._line(error) == "not https://...@a, https://...@b, Basic ..."
 
 
-@pytest.mark.parametrize("token", ["!SECRET", "*SECRET"])
+@pytest.mark.parametrize("token", ["!SECRET ", "*SECRET"])
 def test_what_yaml_says_of_a_secret_is_not_told(
     api: Api, tmp_path: Path, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
