@@ -589,7 +589,7 @@ def test_all_sums_are_kept(parent: Cgroup, below: CgroupRoot, clock: Clock) -> N
         with new_cgroup(parent.path, "a") as a:
             number = a.id
         released(path, 1)
-        members = {"protocol": 2, "family": 1, "peer": 3, "tag": 4, "port": 80}
+        members = {"protocol": 2, "family": 1, "peer": 3, "unused": 4, "port": 80}
         wanted = {}
         for name in path.kept:
             table = path.maps[name]
