@@ -32,7 +32,7 @@ from tests.kernel.objects import HURRIED, RESTLESS, SLOW_MOTION, Change, build
 from tests.kernel.tcp import Ends
 from tests.kernel.test_pins import pins, start
 from tests.kernel.traffic import scaled
-from tests.patience import SCALE
+from tests.patience import SCALE, eventually
 
 from sockledger import tags
 from sockledger.errors import UserError
@@ -431,6 +431,7 @@ def test_places_of_a_cgroup_that_is_not_noted(below: CgroupRoot, ends: Ends, tag
         number = gone.id
         gone.path.rmdir()
         gone.path.mkdir()
+        eventually(lambda: path.cgroups.all()[number].released > 0, "released, or it is noted once more")
         path.cgroups.forget(number)
         ledger.flush()
         assert path.places()["tag_names"] == {(ends.client.id, 1)}
