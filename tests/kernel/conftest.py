@@ -26,6 +26,7 @@ IN_EMULATORS = {
     "test_gone.py": ("a_thousand_short_lives", "killed_while_folding"),
     "test_move.py": ("killed_at_any_moment", "while_a_program_adds_to_both"),
     "test_peers.py": ("test_classes", "comes_in", "while_connected", "of_the_node", "off_and_on"),
+    "test_tags.py": ("three_tags", "changed_under", "hurried", "inherit", "who_may", "no_room", "not_noted"),
     "test_full_maps.py": (),
     "test_kills.py": (),
     "test_generator.py": (),
