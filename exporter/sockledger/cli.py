@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from socket import socket
 from typing import NoReturn
 
 from sockledger import __version__, config, log
@@ -386,10 +385,10 @@ def _untag(arguments: argparse.Namespace) -> int:
     return _change_tag(arguments, lambda found: tags.untag(found, bpffs=arguments.bpffs))
 
 
-def _change_tag(arguments: argparse.Namespace, change: Callable[[socket], None]) -> int:
-    from sockledger.kernel.descriptors import socket_of
+def _change_tag(arguments: argparse.Namespace, change: Callable[[int], None]) -> int:
+    from sockledger.kernel.descriptors import descriptor_of
 
-    with socket_of(arguments.pid, arguments.fd) as found:
+    with descriptor_of(arguments.pid, arguments.fd) as found:
         try:
             change(found)
         except ValueError as error:

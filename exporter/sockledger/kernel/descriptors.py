@@ -1,9 +1,8 @@
-"""Sockets of other processes, by their number there: pidfd_open(2) and pidfd_getfd(2)."""
+"""What other processes have open, by their number there: pidfd_open(2) and pidfd_getfd(2)."""
 
 import ctypes
 import errno
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +13,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def socket_of(pid: int, fd: int) -> Iterator[socket.socket]:
-    """Lend the socket that is descriptor *fd* of process *pid*; UserError if there is none, or no socket."""
+def descriptor_of(pid: int, fd: int) -> Iterator[int]:
+    """Lend a descriptor of what is descriptor *fd* of process *pid*; UserError if there is none."""
     what = f"descriptor {fd} of process {pid}"
     try:
         process = os.pidfd_open(pid)
@@ -31,12 +30,9 @@ def socket_of(pid: int, fd: int) -> Iterator[socket.socket]:
     finally:
         os.close(process)
     try:
-        found = socket.socket(fileno=copy)
-    except OSError:
+        yield copy
+    finally:
         os.close(copy)
-        raise UserError(f"{what}: is no socket") from None
-    with found:
-        yield found
 
 
 def _refused(what: str, pid: int, number: int) -> Exception:
